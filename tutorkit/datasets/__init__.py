@@ -1,0 +1,1 @@
+"""Small sets written for this project, each with a data card."""

@@ -1,0 +1,1 @@
+"""Short reviews of invented films: `reviews.jsonl`, described in `CARD.md`."""

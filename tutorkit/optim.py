@@ -1,0 +1,91 @@
+"""Update rules: parameter groups, AdamW, SGD with decoupled weight decay, learning-rate schedules.
+
+    θ ← θ - η g - η λ θ        the last term is weight decay, kept apart from the gradient step
+
+Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+class SGDW(torch.optim.SGD):
+    """SGD with momentum whose weight decay bypasses the momentum (Loshchilov & Hutter, alg. 1).
+
+    `torch.optim.SGD` adds λθ to the gradient, so the decay passes through the momentum as well:
+    an L2 penalty. Without momentum the two are the same update.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * decay)
+            group["weight_decay"] = 0.0
+        loss = super().step(closure)
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        return loss
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups of the parameters that train: with weight decay, and without.
+
+    Biases and normalisation weights (everything with fewer than two dimensions) are left out of
+    the decay: pulling a LayerNorm's scale to zero switches the layer off instead of simplifying it.
+
+    Raises:
+        ValueError: nothing trains.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("expected at least one parameter with requires_grad, found none: "
+                         "everything is frozen, so there is nothing to train")
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    model: torch.nn.Module, name: str, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW (β = 0.9, 0.999; ε = 1e-8) or SGD (momentum 0.9), both with decoupled weight decay.
+
+    Raises:
+        ValueError: an unknown name, or nothing to train.
+    """
+    groups = parameter_groups(model, weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, foreach=True)
+    if name == "sgd":
+        return SGDW(groups, lr=learning_rate, momentum=0.9)
+    raise ValueError(f"optimizer: expected one of {OPTIMIZERS}, found {name!r}")
+
+
+def lr_factor(schedule: str, step: int, total_steps: int, warmup_steps: int) -> float:
+    """The factor on the learning rate at a step, counted from 0.
+
+    It rises linearly over the warm-up to 1, then falls to 0 at the end: along a line, along half a
+    cosine (Loshchilov & Hutter 2017, "SGDR", equation 5), or not at all ("constant").
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: expected one of {SCHEDULES}, found {schedule!r}")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 1.0 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2

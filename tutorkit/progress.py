@@ -1,0 +1,79 @@
+"""Progress of a run, for whoever watches: a bar in JupyterLab, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from tutorkit.training import TrainState
+
+
+def someone_is_watching() -> bool:
+    """Whether a person runs this notebook in JupyterLab (papermill, nbconvert and nbval do not
+    set this variable)."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
+class Progress:
+    """A callback for `fit`: loss, speed and time left.
+
+    Args:
+        every_seconds: pause between two lines in a batch run.
+    """
+
+    def __init__(self, every_seconds: float = 15.0):
+        self.every_seconds = every_seconds
+        self._last = 0.0
+        self._bar = None
+
+    def __call__(self, event: str, state: TrainState) -> None:
+        if event == "train_start":
+            self._start(state)
+        elif event == "step":
+            self._step(state)
+        elif event == "evaluation":
+            latest = state.evaluations[-1]
+            best = " (best so far)" if latest is state.best else ""
+            self._say(f"step {state.step}: validation loss {latest['loss']:.4f}, "
+                      f"accuracy {latest['accuracy']:.4f}{best}")
+        elif event == "train_end":
+            if self._bar is not None:
+                self._bar.close()
+            why = "stopped early, " if state.stopped_early else ""
+            self._say(f"training over: {why}{state.step} steps in {clock(state.seconds)}")
+
+    def _start(self, state: TrainState) -> None:
+        self._last, self._first_step = time.monotonic(), state.step
+        self._first_seconds = state.seconds
+        if state.resumed_from_step is not None:
+            self._say(f"resumed at step {state.step} of {state.total_steps}")
+        if someone_is_watching():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=state.total_steps, initial=state.step, unit="step")
+
+    def _step(self, state: TrainState) -> None:
+        recent = state.steps[-20:]
+        loss = sum(s["loss"] for s in recent) / len(recent)
+        if self._bar is not None:
+            self._bar.update(1)
+            self._bar.set_postfix_str(f"loss {loss:.3f}")
+        elif time.monotonic() - self._last >= self.every_seconds:
+            self._last = time.monotonic()
+            pace = (state.seconds - self._first_seconds) / (state.step - self._first_step)
+            left = pace * (state.total_steps - state.step)
+            speed = state.tokens / state.seconds
+            self._say(f"step {state.step}/{state.total_steps}, epoch {state.epoch:.2f}, "
+                      f"loss {loss:.3f}, {speed:,.0f} tokens/s, {clock(left)} left")
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds: 75 → "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

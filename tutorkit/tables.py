@@ -1,0 +1,129 @@
+"""The table of results, rendered from run records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tutorkit.metrics import accuracy_interval
+
+COLUMNS = (
+    "Model",
+    "Data",
+    "Train / test rows",
+    "Settings",
+    "Test accuracy (95 % interval)",
+    "Macro F1",
+    "ECE",
+    "Best baseline, same test rows",
+    "Trained parameters",
+    "Train time",
+    "Peak memory",
+    "Hardware",
+    "Seed",
+)
+# The text this kit grew from states this figure for "GPT-3" with no data, code or interval.
+CLAIM = ("GPT-3: claim, not a measurement", "reviews", "—", "—", "0.835") + ("—",) * 8
+
+
+def results_table(records: Sequence[dict[str, Any]]) -> str:
+    """A markdown table with a row per run and per baseline, best first within each data set.
+
+    A baseline that several runs share (same data, rows and accuracy) is shown once. The last row
+    is the one number that was not measured here, and says so.
+
+    Args:
+        records: Run records, as `runs.read_record` gives them.
+
+    Returns:
+        The table; it ends with a newline.
+    """
+    rows = {}
+    for record in records:
+        for accuracy, row in [_model_row(record), *_baseline_rows(record)]:
+            # Keyed without time, hardware and seed, which differ between runs of one baseline.
+            key = row if row[8] != "—" else row[:5]
+            rows.setdefault(key, (record["dataset"]["name"], -accuracy, row))
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    lines += [row for _, _, row in sorted(rows.values())]
+    lines.append(CLAIM)
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def _model_row(record: dict[str, Any]) -> tuple[float, tuple[str, ...]]:
+    model, config, test, timing = (record[k] for k in ("model", "config", "test", "timing"))
+    epochs = f"{config['epochs']:g} epoch" + ("" if config["epochs"] == 1 else "s")
+    return test["accuracy"], (
+        model["name"],
+        *_data_cells(record),
+        f"{config['max_length']} tokens ({config['truncation']}), {epochs}, {config['precision']}",
+        _with_interval(test["accuracy"], test["accuracy_ci95"]),
+        f"{test['macro_f1']:.3f}",
+        f"{test['ece']:.3f}",
+        _best_baseline(record),
+        f"{_count(model['n_trainable'])} of {_count(model['n_parameters'])}",
+        _duration(timing["train_s"]),
+        f"{timing['peak_rss_mb'] / 1024:.1f} GiB",
+        _hardware(record["environment"]),
+        str(record["seed"]),
+    )
+
+
+def _baseline_rows(record: dict[str, Any]) -> list[tuple[float, tuple[str, ...]]]:
+    n = record["test"]["n"]
+    rows = []
+    for name, accuracy in record["baseline"].items():
+        row = (
+            f"{name} (baseline)",
+            *_data_cells(record),
+            "—",
+            _with_interval(accuracy, accuracy_interval(round(accuracy * n), n)),
+            "—",
+            "—",
+            "—",
+            "—",
+            _duration(record["baseline_seconds"][name]),
+            "—",
+            f"{record['environment']['cpu']}, 1 core",
+            str(record["seed"]),
+        )
+        rows.append((accuracy, row))
+    return rows
+
+
+def _data_cells(record: dict[str, Any]) -> tuple[str, str]:
+    dataset = record["dataset"]
+    return (
+        f"{dataset['name']} ({dataset['source']})",
+        f"{dataset['n_train']:,} / {record['test']['n']:,}",
+    )
+
+
+def _with_interval(accuracy: float, interval: Sequence[float]) -> str:
+    return f"{accuracy:.3f} ({interval[0]:.3f}–{interval[1]:.3f})"
+
+
+def _best_baseline(record: dict[str, Any]) -> str:
+    if not record["baseline"]:
+        return "—"
+    name = max(record["baseline"], key=record["baseline"].get)
+    paired = record["paired"]
+    p_value = "p < 0.001" if paired["p_value"] < 0.001 else f"p = {paired['p_value']:.3f}"
+    resolved = "" if paired["resolved"] else ", not resolved"
+    return (
+        f"{name} {record['baseline'][name]:.3f}; "
+        f"difference {paired['difference']:+.3f} ({p_value}{resolved})"
+    )
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    cores = f"{environment['cores']} core" + ("" if environment["cores"] == 1 else "s")
+    return environment["gpu"] or f"{environment['cpu']}, {cores}"
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e6:.1f}M" if n >= 1e5 else f"{n:,}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.0f} s"
