@@ -17,9 +17,11 @@ from tutorkit.metrics import accuracy_interval
 # Every word, of one letter too ("I"), and every punctuation mark: "!" and "?" carry feeling.
 TOKEN = r"(?u)\b\w+\b|[^\w\s]"
 
+Labels = Sequence | np.ndarray
+
 
 def majority(
-    train_texts: Sequence, train_labels: Sequence, test_texts: Sequence, seed: int = 0
+    train_texts: Sequence, train_labels: Labels, test_texts: Sequence, seed: int = 0
 ) -> np.ndarray:
     """Read nothing: answer every text with the shares of the classes in the training set.
 
@@ -33,7 +35,7 @@ def majority(
 
 
 def tfidf_unigrams(
-    train_texts: Sequence, train_labels: Sequence, test_texts: Sequence, seed: int = 0
+    train_texts: Sequence, train_labels: Labels, test_texts: Sequence, seed: int = 0
 ) -> np.ndarray:
     """Weigh single words: TF-IDF and logistic regression.
 
@@ -49,7 +51,7 @@ def tfidf_unigrams(
 
 
 def tfidf_bigrams(
-    train_texts: Sequence, train_labels: Sequence, test_texts: Sequence, seed: int = 0
+    train_texts: Sequence, train_labels: Labels, test_texts: Sequence, seed: int = 0
 ) -> np.ndarray:
     """Weigh single words and pairs of neighbours: now "not good" has a weight of its own.
 
@@ -62,7 +64,7 @@ def tfidf_bigrams(
 
 
 def nb_trigrams(
-    train_texts: Sequence, train_labels: Sequence, test_texts: Sequence, seed: int = 0
+    train_texts: Sequence, train_labels: Labels, test_texts: Sequence, seed: int = 0
 ) -> np.ndarray:
     """Phrases of 1 to 3 words, scaled by how strongly each one speaks for a class.
 
@@ -178,7 +180,7 @@ def run_baselines(
 
 
 def _tfidf(
-    train_texts: Sequence, train_labels: Sequence, test_texts: Sequence, seed: int, longest: int
+    train_texts: Sequence, train_labels: Labels, test_texts: Sequence, seed: int, longest: int
 ) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -209,7 +211,7 @@ def _spread(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _as_classes(labels: Sequence | np.ndarray) -> np.ndarray:
+def _as_classes(labels: Labels) -> np.ndarray:
     labels = np.asarray(labels, dtype=np.int64)
     if len(np.unique(labels)) < 2:
         raise ValueError(

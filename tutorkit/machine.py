@@ -71,6 +71,11 @@ def git_commit(folder: Path | str | None = None) -> str | None:
 
 def peak_rss_mb() -> float:
     """The most main memory this process has held at once since it started, in MiB."""
+    # Linux's own high-water mark; getrusage counts a parent's memory too, from before the exec.
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text() if status.exists() else "", re.M)
+    if found:
+        return int(found.group(1)) / 2**10
     if sys.platform == "win32":
         import psutil
 
@@ -78,7 +83,7 @@ def peak_rss_mb() -> float:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
+    # macOS counts in bytes, the other systems in KiB.
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 

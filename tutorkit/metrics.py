@@ -69,7 +69,7 @@ def reliability_bins(
     _check_same_rows(confidence=confidence, correct=correct)
     if n_bins < 1:
         raise ValueError(f"expected n_bins >= 1, found {n_bins}: 15 is usual.")
-    if not (np.isfinite(confidence).all() and (0 <= confidence).all() and (confidence <= 1).all()):
+    if not ((confidence >= 0) & (confidence <= 1)).all():  # false for NaN as well
         raise ValueError(
             "expected confidence between 0 and 1, found a value outside or NaN: "
             "pass softmax probabilities, not logits."
@@ -176,7 +176,7 @@ def score(labels: Array, probabilities: Array, label_names: Sequence[str]) -> di
             f"found {probabilities.shape}: one row per label, one column per label name."
         )
     sums = probabilities.sum(axis=1)
-    if not (np.isfinite(sums).all() and (probabilities >= 0).all() and np.allclose(sums, 1, atol=1e-3)):
+    if not ((probabilities >= 0).all() and np.allclose(sums, 1, rtol=0, atol=1e-3)):
         raise ValueError(
             "expected each row of probabilities to be non-negative and to sum to 1, "
             f"found sums from {sums.min():.4g} to {sums.max():.4g}: "
@@ -259,9 +259,7 @@ def compare_sentence(name_a: str, name_b: str, result: dict[str, Any]) -> str:
     )
 
 
-def accuracy_by_length(
-    lengths: Array, correct: Array, n_bins: int = 5
-) -> list[dict[str, Any]]:
+def accuracy_by_length(lengths: Array, correct: Array, n_bins: int = 5) -> list[dict[str, Any]]:
     """Accuracy on short, middling and long texts, in bins of about equally many rows.
 
     Args:
@@ -271,7 +269,7 @@ def accuracy_by_length(
 
     Returns:
         One dict per bin, shortest first: low and high (the lengths met in it), n, accuracy,
-        interval [low, high] (95 %).
+        accuracy_ci95 [low, high].
 
     Raises:
         ValueError: Lengths differ, no rows, or a length that is not a number.
@@ -295,7 +293,7 @@ def accuracy_by_length(
                 "high": lengths[inside].max().item(),
                 "n": n,
                 "accuracy": n_correct / n,
-                "interval": list(accuracy_interval(n_correct, n)),
+                "accuracy_ci95": list(accuracy_interval(n_correct, n)),
             }
         )
     return bins
@@ -329,8 +327,8 @@ def _as_correct(values: Array) -> np.ndarray:
     values = np.asarray(values)
     if not np.isin(values, (0, 1)).all():
         raise ValueError(
-            f"expected true or false (1 or 0) for each row, found {np.unique(values)[:5].tolist()}: "
-            "pass `predictions == labels`."
+            f"expected true or false (1 or 0) for each row, "
+            f"found {np.unique(values)[:5].tolist()}: pass `predictions == labels`."
         )
     return values.astype(bool)
 
