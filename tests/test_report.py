@@ -28,7 +28,8 @@ if learning_rate < 0:
     raise ValueError("learning_rate should be above 0")
 print("epoch 1: loss 0.5", flush=True)
 metrics = {
-    "dataset": {"name": "reviews"}, "model": {"name": model}, "baseline": {"TF-IDF": 0.79, "B": 0.5},
+    "dataset": {"name": "reviews"}, "model": {"name": model},
+    "baseline": {"TF-IDF": 0.79, "majority": 0.5},
     "test": {"n": 2000, "accuracy": 0.8579, "accuracy_ci95": [0.842, 0.873]},
     "python": sys.executable, "folder": run_dir, "size": test_size, "cwd": str(pathlib.Path.cwd()),
 }
@@ -102,7 +103,8 @@ def test_a_run_leaves_record_notebook_and_page_and_one_line(
     assert Path(record["python"]).samefile(sys.executable)
     assert Path(record["cwd"]).samefile(stand_in.parent)
     assert (record["folder"], record["size"]) == ("out", 5)
-    assert str(stand_in.parent) not in json.dumps(nbformat.read(run_dir / "report.ipynb", 4).metadata)
+    executed = nbformat.read(run_dir / "report.ipynb", 4)
+    assert str(stand_in.parent) not in json.dumps(executed.metadata)
 
 
 def test_another_kernel_named_python3_is_not_taken(
@@ -145,23 +147,28 @@ def test_a_finished_run_is_kept_unless_told_to_overwrite(
     run_dir.mkdir()
     (run_dir / "metrics.json").write_text("{}")
     assert report.main(["-o", "out"], stand_in) == 1
-    assert "holds a finished run" in capsys.readouterr().err
+    assert "already holds a finished run" in capsys.readouterr().err
     assert report.main(["-p", "run_dir", "out"], stand_in) == 1
     assert (run_dir / "metrics.json").read_text() == "{}"
     assert report.main(["-o", "out", "--overwrite"], stand_in) == 0
     assert json.loads((run_dir / "metrics.json").read_text())["folder"] == "out"
 
 
-def test_the_run_directory_is_named_once(
-    stand_in: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_without_a_name_goes_to_a_new_folder_in_runs(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report.main(["-o", "a", "-p", "run_dir", "b"], stand_in) == 1
-    assert "given twice" in capsys.readouterr().err
+    monkeypatch.setattr(report, "ROOT", stand_in.parent)
+    assert report.main(["-p", "model", "org/tiny"], stand_in) == 0
+    (made,) = (stand_in.parent / "runs").iterdir()
+    assert made.name.startswith("auto-tiny-")
+    assert {path.name for path in made.iterdir()} == {
+        "metrics.json",
+        "report.ipynb",
+        "report.html",
+    }
 
 
-def test_a_dead_kernel_is_said_plainly(
-    stand_in: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dead_kernel_is_said_plainly(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notebook = nbformat.read(stand_in, 4)
     notebook.cells.append(new_code_cell("import os\nos._exit(9)"))
     nbformat.write(notebook, stand_in)

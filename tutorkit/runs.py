@@ -1,7 +1,7 @@
 """The run record: what a report run leaves behind, and the table that is rendered from it.
 
-    python -m tutorkit.runs render README.md notebooks/reports
-    python -m tutorkit.runs check README.md notebooks/reports
+python -m tutorkit.runs render README.md notebooks/reports
+python -m tutorkit.runs check README.md notebooks/reports
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from tutorkit.metrics import compare_sentence, paired_test
 from tutorkit.records import PREDICTION_COLUMNS, check_predictions, check_record, strict_json
+from tutorkit.tables import results_table
 
 # All that a run writes into its folder; nothing else there is ever removed.
 RUN_FILES = (
@@ -61,9 +62,10 @@ def open_run_dir(run_dir: Path | str, overwrite: bool = False) -> Path:
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"run_dir {run_dir} is a file: expected a folder. Name another one.")
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
-    if found and not _looks_like_run(run_dir, found):
+    if found and not _looks_like_run(run_dir, found, surely=overwrite):
+        other = min(found - set(RUN_FILES))
         raise FileExistsError(
-            f"run_dir {run_dir} does not look like a run's folder (it holds {sorted(found)[0]!r}): "
+            f"run_dir {run_dir} does not look like a run's folder (it holds {other!r}): "
             "nothing was touched. Name a new folder, such as runs/my-run."
         )
     if "metrics.json" in found and not overwrite:
@@ -130,7 +132,9 @@ def read_record(run_dir: Path | str) -> dict[str, Any]:
     """
     path = Path(run_dir) / "metrics.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no finished run in {run_dir}: expected {path}. Run it to its end.")
+        raise FileNotFoundError(
+            f"no finished run in {run_dir}: expected {path}. Run it to its end."
+        )
     try:
         record = json.loads(path.read_text("utf-8"))
         check_record(record)
@@ -163,12 +167,18 @@ def compare_runs(run_dir_a: Path | str, run_dir_b: Path | str) -> dict[str, Any]
     """
     import pyarrow.parquet as pq
 
-    names, columns = [], []
+    names, datasets, columns = [], [], []
     for run_dir in (Path(run_dir_a), Path(run_dir_b)):
         record = read_record(run_dir)
         names.append(f"{record['model']['name']} ({run_dir.name})")
+        datasets.append(record["dataset"]["name"])
         rows = pq.read_table(run_dir / "predictions.parquet").sort_by("id").to_pydict()
         columns.append({name: np.asarray(values) for name, values in rows.items()})
+    if datasets[0] != datasets[1]:
+        raise ValueError(
+            f"the runs were tested on two data sets: {datasets[0]} and {datasets[1]}. "
+            "Compare runs of one."
+        )
     a, b = columns
     only = set(a["id"].tolist()) ^ set(b["id"].tolist())
     if only:
@@ -196,8 +206,6 @@ def rendered_readme(readme_path: Path | str, records_folder: Path | str) -> str:
         FileNotFoundError: The README or the folder is missing.
         ValueError: The README has not exactly one pair of marks, or a record is damaged.
     """
-    from tutorkit.tables import results_table
-
     text = Path(readme_path).read_text("utf-8")
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ValueError(
@@ -206,7 +214,8 @@ def rendered_readme(readme_path: Path | str, records_folder: Path | str) -> str:
         )
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    return f"{before}{START}\n{results_table(find_records(records_folder))}{END}{after}"
+    table = results_table(find_records(records_folder))
+    return f"{before}{START}\n\n{table}\n{END}{after}"
 
 
 def render_readme(readme_path: Path | str, records_folder: Path | str) -> bool:
@@ -219,7 +228,7 @@ def render_readme(readme_path: Path | str, records_folder: Path | str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`render` writes the README's results; `check` exits 1 when they are not those of the records."""
+    """`render` writes the results into the README; `check` exits 1 when they are out of date."""
     parser = argparse.ArgumentParser(prog="python -m tutorkit.runs", description=main.__doc__)
     parser.add_argument("command", choices=("render", "check"))
     parser.add_argument("readme", type=Path)
@@ -239,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _looks_like_run(run_dir: Path, found: set[str]) -> bool:
+def _looks_like_run(run_dir: Path, found: set[str], surely: bool) -> bool:
+    """Whether a folder is a run's; `surely` before anything in it is removed."""
     # Editors and file managers leave hidden files; an interrupted write leaves a .part.
     visible = {name for name in found if not name.startswith(".") and not name.endswith(".part")}
     if visible <= set(RUN_FILES):
@@ -247,7 +257,7 @@ def _looks_like_run(run_dir: Path, found: set[str]) -> bool:
     try:
         return "schema_version" in json.loads((run_dir / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError, TypeError):
-        return False
+        return not surely and not visible.isdisjoint(RUN_FILES)
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -38,22 +38,24 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
     Returns:
         The table; it ends with a newline.
     """
-    rows = {}
+    rows, baselines = [], {}
     for record in records:
-        for accuracy, row in [_model_row(record), *_baseline_rows(record)]:
-            # Keyed without time, hardware and seed, which differ between runs of one baseline.
-            key = row if row[8] != "—" else row[:5]
-            rows.setdefault(key, (record["dataset"]["name"], -accuracy, row))
+        data = record["dataset"]["name"]
+        rows.append((data, -record["test"]["accuracy"], _model_row(record)))
+        for name, accuracy in record["baseline"].items():
+            row = _baseline_row(record, name)
+            # Time, hardware and seed differ between runs of one and the same baseline.
+            baselines.setdefault(row[:5], (data, -accuracy, row))
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    lines += [row for _, _, row in sorted(rows.values())]
+    lines += [row for _, _, row in sorted([*rows, *baselines.values()])]
     lines.append(CLAIM)
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
-def _model_row(record: dict[str, Any]) -> tuple[float, tuple[str, ...]]:
+def _model_row(record: dict[str, Any]) -> tuple[str, ...]:
     model, config, test, timing = (record[k] for k in ("model", "config", "test", "timing"))
     epochs = f"{config['epochs']:g} epoch" + ("" if config["epochs"] == 1 else "s")
-    return test["accuracy"], (
+    return (
         model["name"],
         *_data_cells(record),
         f"{config['max_length']} tokens ({config['truncation']}), {epochs}, {config['precision']}",
@@ -69,26 +71,22 @@ def _model_row(record: dict[str, Any]) -> tuple[float, tuple[str, ...]]:
     )
 
 
-def _baseline_rows(record: dict[str, Any]) -> list[tuple[float, tuple[str, ...]]]:
-    n = record["test"]["n"]
-    rows = []
-    for name, accuracy in record["baseline"].items():
-        row = (
-            f"{name} (baseline)",
-            *_data_cells(record),
-            "—",
-            _with_interval(accuracy, accuracy_interval(round(accuracy * n), n)),
-            "—",
-            "—",
-            "—",
-            "—",
-            _duration(record["baseline_seconds"][name]),
-            "—",
-            f"{record['environment']['cpu']}, 1 core",
-            str(record["seed"]),
-        )
-        rows.append((accuracy, row))
-    return rows
+def _baseline_row(record: dict[str, Any], name: str) -> tuple[str, ...]:
+    accuracy, n = record["baseline"][name], record["test"]["n"]
+    return (
+        f"{name} (baseline)",
+        *_data_cells(record),
+        "—",
+        _with_interval(accuracy, accuracy_interval(round(accuracy * n), n)),
+        "—",
+        "—",
+        "—",
+        "—",
+        _duration(record["baseline_seconds"][name]),
+        "—",
+        _hardware(record["environment"] | {"gpu": None}),
+        str(record["seed"]),
+    )
 
 
 def _data_cells(record: dict[str, Any]) -> tuple[str, str]:
