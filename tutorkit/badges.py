@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- badges:start -->", "<!-- badges:end -->"
 
 # pip leaves what is there as it is, and the project comes without its dependencies: nothing that
-# Colab brings is replaced, torch least of all.
+# Colab brings is replaced, torch least of all. Names begin with _ because the report takes any
+# other variable that is set before its parameters are read for a parameter of its own.
 CELL = """\
 # In Colab: install what is missing there, never torch. Elsewhere this cell does nothing.
 import sys
@@ -22,9 +23,9 @@ import sys
 if "google.colab" in sys.modules:
     from subprocess import check_call
 
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    check_call([*pip, "gguf", "jaxtyping"])
-    check_call([*pip, "--no-deps", "git+ADDRESS"])"""
+    _pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    check_call([*_pip, "gguf", "jaxtyping"])
+    check_call([*_pip, "--no-deps", "git+ADDRESS"])"""
 
 CELL_WITHOUT_ADDRESS = """\
 # In Colab: install what is missing there, never torch. Elsewhere this cell does nothing.
@@ -34,11 +35,11 @@ if "google.colab" in sys.modules:
     from pathlib import Path
     from subprocess import check_call
 
-    clone = next((str(p.parents[1]) for p in Path.cwd().glob("*/tutorkit/__init__.py")), None)
-    if clone:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        check_call([*pip, "gguf", "jaxtyping"])
-        check_call([*pip, "--no-deps", clone])
+    _pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    _clones = [f"./{folder.parent}" for folder in Path().glob("*/tutorkit")]
+    if _clones:
+        check_call([*_pip, "gguf", "jaxtyping"])
+        check_call([*_pip, "--no-deps", _clones[0]])
     else:
         print("Run `!git clone` with the address of your fork, then this cell again.")"""
 

@@ -56,7 +56,8 @@ def formula_image(tex: str, display: bool = False) -> str:
         font = FontProperties(size=12 if display else 10.5)
         depth = mathtext.math_to_image(f"${tex}$", drawing, prop=font, dpi=72, format="svg")
     except ValueError:
-        return f"<code>{text}</code>"
+        # As an entity, or the export would take what follows the backslash for a formula again.
+        return f"<code>{text.replace(chr(92), '&#92;')}</code>"
     source = "data:image/svg+xml;base64," + base64.b64encode(drawing.getvalue()).decode()
     place = 'class="formula display"' if display else f'style="vertical-align: -{depth:.1f}pt"'
     return f'<img {place} src="{source}" alt="{text}">'

@@ -136,10 +136,13 @@ def execute(notebook: Any, folder: Path) -> None:
     """
     from nbclient import NotebookClient
 
-    environment = {name: value for name, value in os.environ.items() if name != "TUTORKIT_DATA"}
+    # Without the variable that JupyterLab sets, the notebook knows that nobody watches.
+    unset = ("TUTORKIT_DATA", "JPY_SESSION_NAME")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
     client = NotebookClient(
         notebook,
         timeout=1200,
+        startup_timeout=180,
         kernel_manager_class=kernel_of_this_interpreter(),
         resources={"metadata": {"path": str(folder)}},
     )

@@ -15,6 +15,7 @@ import ast
 import difflib
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,25 +42,43 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def check_names(names: list[str], notebook: Path = REPORT) -> None:
+def parameter_defaults(notebook: Path) -> dict[str, Any]:
+    """Names and default values in the notebook's `parameters` cell.
+
+    Python's own parser reads the cell: papermill's skips a line whose comment holds a `=`.
+
+    Args:
+        notebook: the `.ipynb` file.
+    """
+    import nbformat
+
+    defaults = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for line in ast.parse(cell.source).body:
+                if isinstance(line, ast.AnnAssign) and line.value is not None:
+                    defaults[ast.unparse(line.target)] = ast.literal_eval(line.value)
+                elif isinstance(line, ast.Assign):
+                    defaults[ast.unparse(line.targets[0])] = ast.literal_eval(line.value)
+    return defaults
+
+
+def check_names(names: list[str], allowed: list[str]) -> None:
     """Refuse parameter names that the notebook does not have; papermill would only warn.
 
     Args:
         names: the names to set.
-        notebook: the notebook with the `parameters` cell.
+        allowed: the names in the `parameters` cell.
 
     Raises:
         ValueError: naming the unknown ones, close matches, and what is allowed.
     """
-    import papermill
-
-    allowed = list(papermill.inspect_notebook(str(notebook)))
     unknown = [name for name in names if name not in allowed]
     if unknown:
         close = [guess for name in unknown for guess in difflib.get_close_matches(name, allowed, 1)]
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
-            f"{notebook.stem} has no parameter {', '.join(unknown)}.{hint} "
+            f"the report has no parameter {', '.join(unknown)}.{hint} "
             f"Its parameters are: {', '.join(allowed)}."
         )
 
@@ -167,12 +186,33 @@ def run(parameters: dict[str, Any], run_dir: Path, notebook: Path = REPORT) -> d
         relative(executed),
         parameters={**parameters, "run_dir": relative(run_dir)},
         progress_bar=False,
+        start_timeout=180,
         stdout_file=progress,
         on_cell_start=progress.cell_starts,
         kernel_manager_class=kernel_of_this_interpreter(),
     )
     write_html(executed, run_dir / "report.html")
     return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+
+
+def choose_run_dir(wanted: Path | None, parameters: dict[str, Any]) -> Path:
+    """The folder of a run: the wanted one, or a new one named after dataset, model and time.
+
+    Args:
+        wanted: the folder given by `-o`.
+        parameters: every parameter of the run; may name the folder itself as `run_dir`.
+
+    Raises:
+        FileExistsError: if it holds a finished run, or other things than a run, and `overwrite` is
+            not set.
+    """
+    from tutorkit.runs import new_run_dir, open_run_dir
+
+    if wanted is None:
+        root = os.environ.get("TUTORKIT_RUNS") or ROOT / "runs"
+        return new_run_dir(parameters["dataset"], parameters["model"], root=root)
+    # With `overwrite` the notebook empties the folder, after it has checked every value.
+    return wanted if parameters.get("overwrite") else open_run_dir(wanted)
 
 
 def main(arguments: list[str] | None = None, notebook: Path = REPORT) -> int:
@@ -185,7 +225,7 @@ def main(arguments: list[str] | None = None, notebook: Path = REPORT) -> int:
     parser.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="pairs"
     )
-    parser.add_argument("-o", dest="run_dir", type=Path, help="default: a new folder in runs/")
+    parser.add_argument("-o", dest="run_dir", help="default: a new folder in runs/")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in -o")
     chosen = parser.parse_args(arguments)
     parameters = {name: parse_value(text) for name, text in chosen.pairs}
@@ -195,9 +235,13 @@ def main(arguments: list[str] | None = None, notebook: Path = REPORT) -> int:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    # Set where the command is called from a notebook; here nobody watches the one that runs.
+    os.environ.pop("JPY_SESSION_NAME", None)
     try:
-        check_names(list(parameters), notebook)
-        run_dir = choose_run_dir(chosen.run_dir, parameters, notebook)
+        defaults = parameter_defaults(notebook)
+        check_names(list(parameters), list(defaults))
+        named = chosen.run_dir or parameters.get("run_dir")
+        run_dir = choose_run_dir(Path(named) if named else None, defaults | parameters)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -217,41 +261,6 @@ def main(arguments: list[str] | None = None, notebook: Path = REPORT) -> int:
         return 1
     print(result_line(metrics, run_dir / "report.html"))
     return 0
-
-
-def choose_run_dir(wanted: Path | None, parameters: dict[str, Any], notebook: Path) -> Path:
-    """The folder of a run: the wanted one, or a new one named after dataset, model and time.
-
-    Args:
-        wanted: the folder given by `-o`.
-        parameters: may name the folder as `run_dir` too, and say `overwrite`.
-        notebook: gives the defaults of dataset and model.
-
-    Raises:
-        FileExistsError: if a finished run is there already.
-        ValueError: if `-o` and `-p run_dir` are both given.
-    """
-    named = parameters.pop("run_dir", None)
-    if wanted and named:
-        raise ValueError("the run directory is given twice, by -o and by -p run_dir: use one.")
-    run_dir = wanted or (Path(named) if named else None)
-    if run_dir is None:
-        import papermill
-
-        from tutorkit.runs import new_run_dir
-
-        defaults = papermill.inspect_notebook(str(notebook))
-        names = [
-            str(parameters.get(key, parse_value(defaults[key]["default"])))
-            for key in ("dataset", "model")
-        ]
-        return Path(new_run_dir(*names, root=ROOT / "runs"))
-    if (run_dir / "metrics.json").exists() and not parameters.get("overwrite"):
-        raise FileExistsError(
-            f"{run_dir} holds a finished run; choose another folder with -o, "
-            "or replace it with --overwrite."
-        )
-    return run_dir
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+# The commands of the project: `make help` lists them. Without make: see "Without make" in README.md.
+SHELL := bash
+.DEFAULT_GOAL := help
+
+PY := .venv/bin/python
+READY := .venv/.installed
+NBVAL := $(PY) -m pytest --override-ini addopts= --override-ini filterwarnings= --override-ini timeout=0 \
+	-p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=600 -q
+
+.PHONY: help report test lint lab notebooks badges clean
+
+help:  ## list the commands
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+		|| sed -nE 's/^([a-z]+):.*## (.*)/make \1: \2/p' Makefile
+
+report: $(READY)  ## fine-tune a model and write a report; ARGS="-p dataset imdb -p model smollm2"
+	@$(PY) -m tutorkit.report $(ARGS)
+
+# Every stage runs, so that one failure does not hide another. The stored outputs are those of a
+# machine without a mirror or a hub, so the notebooks are compared on such a one.
+test: $(READY)  ## ruff, pytest (with papermill on the report), strict nbval on every notebook
+	@failed=0; summary=""; all=$$SECONDS; \
+	stage() { \
+		local name="$$1" start=$$SECONDS result=passed; shift; \
+		echo "== $$name"; "$$@" || { result=FAILED; failed=1; }; \
+		summary+="$$name: $$result in $$((SECONDS - start)) s"$$'\n'; \
+	}; \
+	stage "ruff" $(PY) -m ruff check .; \
+	stage "pytest" $(PY) -m pytest; \
+	stage "nbval" env -u TUTORKIT_DATA HF_HUB_OFFLINE=1 $(NBVAL) notebooks/*.ipynb; \
+	echo "== make test: $$((SECONDS - all)) s"; printf '%s' "$$summary"; exit $$failed
+
+lint: $(READY)  ## ruff alone
+	@$(PY) -m ruff check .
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+notebooks: $(READY)  ## run the lessons' scripts and store their outputs; NAMES="05" for some
+	@$(PY) -m tutorkit.notebooks build $(NAMES)
+
+badges: $(READY)  ## render badges and Colab cells from the address in pyproject.toml
+	@$(PY) -m tutorkit.notebooks badges
+
+clean:  ## remove the environment and caches; runs/ and downloaded models stay
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
+	find tutorkit tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+# Built once, and again when a dependency changes. Of pip's progress the large downloads are shown.
+$(READY): pyproject.toml constraints.txt
+	@set -o pipefail; start=$$SECONDS; python=""; \
+	for each in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+		if $$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			python=$$each; break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "Python 3.11 or newer is needed and none was found. Install one from your system's" \
+			"packages or python.org, or name yours: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	echo "Setting up .venv with $$($$python --version), once: about 2 GB on disk with a CPU build" \
+		"of PyTorch, some minutes."; \
+	if [ ! -x $(PY) ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		rm -rf .venv; \
+		$$python -m venv .venv >/dev/null 2>&1 \
+		|| { rm -rf .venv; $$python -m venv --without-pip .venv 2>/dev/null \
+			&& $$python -m pip --python $(PY) install --quiet pip; } \
+		|| { rm -rf .venv; echo "$$python cannot make a virtual environment. On Debian and Ubuntu:" \
+			"sudo apt install python3-venv python3-pip" >&2; exit 1; }; \
+	fi; \
+	$(PY) -m pip install --constraint constraints.txt --editable ".[test]" \
+		| { grep --line-buffered -oE 'Downloading .*\(([0-9]{2,}(\.[0-9]+)? MB|[0-9.]+ GB)\)|^Installing collected packages' \
+			|| true; } || exit 1; \
+	touch $@; echo "Ready after $$((SECONDS - start)) s."
