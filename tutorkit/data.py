@@ -3,15 +3,16 @@
 One review on its way through this file, with `minilm`'s tokenizer and `max_length=8`:
 
     text            "A slow start, but what an ending!"
-    tokens          a slow start , but what an ending !              (9 tokens)
-    head+tail       a slow start | an ending !                       (8 - 2 special = 6 kept)
-    input_ids       [CLS] a slow start an ending ! [SEP]             (8 ids)
-    attention_mask  1 1 1 1 1 1 1 1                                  (0 where a batch adds padding)
+    tokens          a slow start , but what an ending !            (9 tokens)
+    head+tail       a slow start | an ending !                     (8 - 2 special ones = 6 kept)
+    with specials   [CLS] a slow start an ending ! [SEP]           (8 tokens)
+    input_ids       101 1037 4030 2707 2019 4566 999 102           (their numbers, 8 ids)
+    attention_mask  1 1 1 1 1 1 1 1                                (0 where a batch adds padding)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ TRUNCATIONS = ("head", "tail", "head+tail")
 LENGTH_STEP = 32
 
 
-def check_rows(texts: Sequence, labels: Sequence, num_labels: int) -> None:
+def check_rows(texts: Collection, labels: Collection, num_labels: int) -> None:
     """Refuse rows that would train or score nonsense.
 
     Args:
@@ -53,23 +54,32 @@ def check_rows(texts: Sequence, labels: Sequence, num_labels: int) -> None:
             raise ValueError(
                 f"row {row}: expected a text, found an empty one ({text!r:.20}): drop such rows"
             )
-    values = np.asarray(labels, dtype=object)
-    for row, label in enumerate(values):
-        if label is None or (isinstance(label, (float, np.floating)) and np.isnan(label)):
-            raise ValueError(f"row {row}: expected a label, found {label!r}: drop unlabelled rows")
-        if isinstance(label, (str, bytes)) or label != int(label):
+    for row, label in enumerate(labels):
+        number = _whole_number(label)
+        if number is None:
             raise ValueError(
-                f"row {row}: expected a whole number as label, found {label!r}: "
-                "map label names to 0, 1, … first"
+                f"row {row}: expected a whole number as label, found {label!r}: drop rows without "
+                "a label, and map label names to 0, 1, … first"
             )
-        if not 0 <= int(label) < num_labels:
+        if not 0 <= number < num_labels:
             raise ValueError(
                 f"row {row}: expected a label in 0…{num_labels - 1}, found {label!r}: "
                 f"set num_labels or mend the row"
             )
 
 
-def check_classes(labels: Sequence[int]) -> None:
+def _whole_number(label) -> int | None:
+    """The label as an int, or None where it is something else: a text, None, NaN, 0.5, [1]."""
+    if isinstance(label, (str, bytes)):
+        return None
+    try:
+        number = float(label)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def check_classes(labels: Collection) -> None:
     """Refuse training labels of a single class: there is nothing to tell apart.
 
     Raises:
@@ -155,8 +165,8 @@ class SentimentDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        texts: Sequence[str],
-        labels: Sequence[int],
+        texts: Collection,
+        labels: Collection,
         tokenizer,
         max_length: int = 128,
         truncation: str = "head+tail",
@@ -190,7 +200,7 @@ class SentimentDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, row: int) -> dict[str, Tensor]:
+    def __getitem__(self, row: int | np.integer) -> dict[str, Tensor]:
         ids = torch.tensor(self._ids[row])
         return {
             "input_ids": ids,
@@ -204,7 +214,12 @@ class SentimentDataset(torch.utils.data.Dataset):
         Returns:
             input_ids (B, L), attention_mask (B, L), labels (B,). L is the longest row rounded up
             to a multiple of `LENGTH_STEP`, but never above `max_length`.
+
+        Raises:
+            ValueError: no items.
         """
+        if len(items) == 0:
+            raise ValueError("expected at least one row in a batch, found none")
         longest = max(len(item["input_ids"]) for item in items)
         length = max(longest, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length))
         input_ids = torch.full((len(items), length), self.pad_token_id)  # (B, L)

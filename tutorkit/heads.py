@@ -26,7 +26,9 @@ def pool(hidden: Hidden, attention_mask: Mask, how: str) -> Pooled:
         hidden: (B, T, H) hidden states.
         attention_mask: (B, T), 1 on real tokens and 0 on padding.
         how: "cls" (encoders trained with a first special token), "mean", or "last" (decoders:
-            only the last token has seen the whole text).
+            only the last token has seen the whole text). `transformers` finds that last token by
+            its id: an end-of-text token that a text itself ends with, and that also serves as
+            padding, is skipped there; here the mask decides.
 
     Raises:
         ValueError: an unknown `how`, or a row without a real token.

@@ -2,9 +2,14 @@
 
 For logits z (N, C) and labels y (N,), with the softmax p_c = exp(z_c) / Σ_k exp(z_k):
 
-    ℓ_i = -log p_{y_i}          L = 1/N Σ_i ℓ_i          ∂ℓ_i/∂z_i = p_i - onehot(y_i)
+    ℓ_i = -log p_{y_i} = log Σ_k exp(z_ik) - z_{i,y_i}          L = 1/N Σ_i ℓ_i
 
-Source: Goodfellow, Bengio & Courville 2016, "Deep Learning", equations 6.29 to 6.31.
+The gradient follows term by term, with ∂/∂z_c log Σ_k exp(z_k) = exp(z_c) / Σ_k exp(z_k) = p_c:
+
+    ∂ℓ_i/∂z_i = p_i - onehot(y_i)          ∂L/∂z_i = (p_i - onehot(y_i)) / N
+
+Source: Goodfellow, Bengio & Courville 2016, "Deep Learning", section 6.2.2.3, equations 6.29
+(softmax) and 6.30 (its logarithm).
 """
 
 from __future__ import annotations
@@ -18,9 +23,15 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def _check(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """Check labels and reduction; return the mask of the rows that count."""
+    """Check shapes, labels and reduction; return the mask of the rows that count."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, found {reduction!r}")
+    # One label for three rows would be spread over all of them without a word.
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected logits (N, C) and labels (N,), found shapes {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}"
+        )
     kept = labels != IGNORE_INDEX
     wrong = kept & ((labels < 0) | (labels >= logits.shape[1]))
     if wrong.any():
@@ -57,6 +68,8 @@ def cross_entropy(
 ) -> Float[Tensor, "..."]:
     """Softmax cross-entropy in the stable form  ℓ = logsumexp(z) - z_y,  in nats.
 
+    It does not overflow; its absolute error is about that of the logits, ε · max|z|.
+
     Args:
         logits: (N, C) scores before the softmax.
         labels: (N,) class numbers, or `IGNORE_INDEX` for rows to leave out.
@@ -66,7 +79,7 @@ def cross_entropy(
         The loss, a scalar for "mean" and "sum"; 0 where every row is ignored.
 
     Raises:
-        ValueError: a label out of range, or an unknown reduction.
+        ValueError: a label out of range, shapes that do not match, or an unknown reduction.
     """
     kept = _check(logits, labels, reduction)
     chosen = logits.gather(1, labels.where(kept, 0)[:, None])[:, 0]  # (N,)
@@ -82,5 +95,5 @@ def cross_entropy_grad(
     """
     kept = _check(logits, labels, "mean")
     grad = torch.softmax(logits, dim=1)  # (N, C)
-    onehot = torch.nn.functional.one_hot(labels.where(kept, 0), logits.shape[1])
+    onehot = torch.nn.functional.one_hot(labels.where(kept, 0).long(), logits.shape[1])
     return (grad - onehot) * kept[:, None] / kept.sum().clamp(min=1)

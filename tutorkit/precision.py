@@ -25,9 +25,9 @@ def choose_device(device: str = "auto") -> torch.device:
     except RuntimeError:
         raise ValueError(f'device: expected "auto", "cpu", "cuda", "cuda:0", … or "mps", '
                          f"found {device!r}") from None
-    here = {"cpu": True, "cuda": torch.cuda.is_available(),
-            "mps": torch.backends.mps.is_available()}  # fmt: skip
-    if not here.get(chosen.type, False):
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(),
+             "mps": int(torch.backends.mps.is_available())}  # fmt: skip
+    if (chosen.index or 0) >= count.get(chosen.type, 0):
         raise ValueError(f"device {device!r} is not on this machine: use 'auto' or 'cpu'")
     return chosen
 
@@ -63,6 +63,6 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """A context in which matrix products run in the given precision."""
+    """A context in which matrix products run in a precision that `choose_precision` returned."""
     return torch.autocast(device.type, dtype=DTYPES[precision] if precision != "fp32" else None,
                           enabled=precision != "fp32")

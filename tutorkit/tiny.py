@@ -35,7 +35,8 @@ def build(name: str, id2label: Mapping[int, str]):
         "label2id": {label: i for i, label in id2label.items()},
     }
     if name == "tiny":
-        config = transformers.BertConfig(**shape)
+        # No dropout of attention weights, as models.load_model has it for every encoder.
+        config = transformers.BertConfig(**shape, attention_probs_dropout_prob=0.0)
         return transformers.BertForSequenceClassification(config), tokenizer
     config = transformers.LlamaConfig(
         **shape, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id
@@ -69,6 +70,7 @@ def build_tokenizer(decoder: bool = False):
     else:
         names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            single="[CLS] $A [SEP]",
+            special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)

@@ -1,0 +1,174 @@
+"""Update rules by hand, parameter groups, learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tutorkit.models import load_model, set_trainable
+from tutorkit.optim import SCHEDULES, SGDW, lr_factor, make_optimizer, parameter_groups
+
+LR, DECAY, MOMENTUM = 0.1, 0.5, 0.9
+START, GRADS = [1.0, -2.0, 0.5], [[0.5, -1.0, 2.0], [1.0, 0.25, -0.5], [-3.0, 0.0, 1.0]]
+
+
+def run(build, steps: int, decay: float = DECAY) -> torch.Tensor:
+    """The parameter after some steps with the gradients above."""
+    theta = torch.nn.Parameter(torch.tensor(START, dtype=torch.float64))
+    optimizer = build(theta, decay)
+    for grad in GRADS[:steps]:
+        theta.grad = torch.tensor(grad, dtype=torch.float64)
+        optimizer.step()
+    return theta.detach()
+
+
+def sgdw(momentum: float):
+    return lambda theta, decay: SGDW([theta], lr=LR, momentum=momentum, weight_decay=decay)
+
+
+def torch_sgd(momentum: float):
+    return lambda theta, decay: torch.optim.SGD(
+        [theta], lr=LR, momentum=momentum, weight_decay=decay
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_sgdw_by_hand(steps):
+    theta, m = torch.tensor(START, dtype=torch.float64), 0.0
+    for grad in GRADS[:steps]:
+        m = MOMENTUM * m + torch.tensor(grad, dtype=torch.float64)
+        theta = theta * (1 - LR * DECAY) - LR * m
+    torch.testing.assert_close(run(sgdw(MOMENTUM), steps), theta)
+
+
+def test_sgdw_first_step_in_numbers():
+    # θ (1 - 0.1 · 0.5) - 0.1 g
+    expected = [0.95 - 0.05, -1.9 + 0.1, 0.475 - 0.2]
+    assert run(sgdw(MOMENTUM), 1).tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_sgdw_is_l2_without_momentum_and_in_the_first_step_only():
+    torch.testing.assert_close(run(sgdw(0.0), 3), run(torch_sgd(0.0), 3))
+    torch.testing.assert_close(run(sgdw(MOMENTUM), 1), run(torch_sgd(MOMENTUM), 1))
+    # From the second step on, the L2 penalty is in the momentum: it differs by ημλθ.
+    difference = run(sgdw(MOMENTUM), 2) - run(torch_sgd(MOMENTUM), 2)
+    penalty = LR * MOMENTUM * DECAY * torch.tensor(START, dtype=torch.float64)
+    torch.testing.assert_close(difference, penalty)
+
+
+def test_sgdw_without_decay_is_sgd():
+    found, expected = run(sgdw(MOMENTUM), 3, decay=0), run(torch_sgd(MOMENTUM), 3, decay=0)
+    assert torch.equal(found, expected)
+
+
+def test_sgdw_leaves_its_settings_and_frozen_parameters_alone():
+    used, unused = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = SGDW([{"params": [used, unused]}], lr=LR, weight_decay=DECAY)
+    used.grad = torch.zeros(2)
+    optimizer.step()
+    assert optimizer.param_groups[0]["weight_decay"] == DECAY
+    assert used.tolist() == pytest.approx([0.95, 0.95])
+    assert unused.tolist() == [1, 1]  # no gradient, no decay
+
+
+def test_adamw_two_steps_by_hand():
+    theta = torch.tensor(START, dtype=torch.float64)
+    m = v = torch.zeros(3, dtype=torch.float64)
+    for t, grad in enumerate(GRADS[:2], start=1):
+        g = torch.tensor(grad, dtype=torch.float64)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        direction = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        theta = theta * (1 - LR * DECAY) - LR * direction
+
+    def build(parameter, decay):
+        module = torch.nn.Module()
+        module.weight = parameter
+        optimizer = make_optimizer(module, "adamw", LR, decay)
+        optimizer.param_groups[0]["weight_decay"] = decay  # a vector: left out by the groups
+        return optimizer
+
+    torch.testing.assert_close(run(build, 2), theta)
+
+
+def test_make_optimizer_settings():
+    model = torch.nn.Linear(3, 2)
+    adamw = make_optimizer(model, "adamw", 2e-4, 0.01)
+    assert type(adamw) is torch.optim.AdamW
+    assert adamw.defaults["betas"] == (0.9, 0.999)
+    assert adamw.defaults["eps"] == 1e-8
+    sgd = make_optimizer(model, "sgd", 2e-4, 0.01)
+    assert type(sgd) is SGDW
+    for optimizer in (adamw, sgd):
+        assert [g["weight_decay"] for g in optimizer.param_groups] == [0.01, 0.0]
+        assert {g["lr"] for g in optimizer.param_groups} == {2e-4}
+    assert {g["momentum"] for g in sgd.param_groups} == {0.9}
+
+
+def test_make_optimizer_errors():
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"optimizer: expected one of .*'sgd'.*found 'adam'"):
+        make_optimizer(model, "adam", 1e-3, 0.0)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="everything is frozen, so there is nothing to train"):
+        make_optimizer(model, "adamw", 1e-3, 0.0)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-decoder"])
+def test_parameter_groups_hold_every_trained_parameter_once(name):
+    model = load_model(name).model
+    set_trainable(model, 1)
+    decayed, plain = parameter_groups(model, 0.01)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed, plain = ([names[id(p)] for p in g["params"]] for g in (decayed, plain))
+    assert sorted(decayed + plain) == sorted(n for n, p in model.named_parameters()
+                                             if p.requires_grad)
+    assert all("bias" in n or "norm" in n.lower() for n in plain)
+    assert not any("bias" in n or "norm" in n.lower() for n in decayed)
+    assert "classifier.weight" in decayed or "score.weight" in decayed
+
+
+def test_parameter_groups_leave_out_an_empty_group():
+    assert [g["weight_decay"] for g in parameter_groups(torch.nn.LayerNorm(3), 0.1)] == [0.0]
+    no_bias = torch.nn.Linear(3, 2, bias=False)
+    assert [g["weight_decay"] for g in parameter_groups(no_bias, 0.1)] == [0.1]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warm_up_rises_in_equal_steps_to_one(schedule):
+    found = [lr_factor(schedule, step, total_steps=20, warmup_steps=4) for step in range(5)]
+    assert found == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [
+    ("linear", [1, 0.75, 0.5, 0.25, 0]),
+    ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]),
+    ("constant", [1, 1, 1, 1, 1]),
+])  # fmt: skip
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_decay_after_the_warm_up(schedule, expected, warmup):
+    steps = [warmup + quarter * 10 for quarter in range(5)]
+    found = [lr_factor(schedule, step, total_steps=warmup + 40, warmup_steps=warmup)
+             for step in steps]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_cosine_formula_at_every_step():
+    for step in range(5, 30):
+        expected = 0.5 * (1 + math.cos(math.pi * (step - 5) / 25))
+        assert lr_factor("cosine", step, 30, 5) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (3, 3), (7, 2)])
+def test_every_step_of_a_short_run_moves_and_none_overshoots(schedule, total, warmup):
+    factors = [lr_factor(schedule, step, total, warmup) for step in range(total)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert max(factors) == 1
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match=r"schedule: expected one of .*'cosine'.*found 'step'"):
+        lr_factor("step", 0, 10, 2)
