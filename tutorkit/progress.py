@@ -15,7 +15,9 @@ def someone_is_watching() -> bool:
 
 
 class Progress:
-    """A callback for `fit`: loss, speed and time left.
+    """A callback for `fit`: loss (mean of the last 20 steps), speed and time left.
+
+    Of the processes of a run over several, the first one speaks for all.
 
     Args:
         every_seconds: pause between two lines in a batch run.
@@ -23,10 +25,11 @@ class Progress:
 
     def __init__(self, every_seconds: float = 15.0):
         self.every_seconds = every_seconds
-        self._last = 0.0
         self._bar = None
 
     def __call__(self, event: str, state: TrainState) -> None:
+        if os.environ.get("RANK", "0") != "0":  # set by accelerate launch and torchrun
+            return
         if event == "train_start":
             self._start(state)
         elif event == "step":

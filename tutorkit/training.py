@@ -3,8 +3,13 @@
 The loop knows nothing of the model but `model(input_ids, attention_mask).logits`. The order of
 events in a run, as callbacks receive them:
 
-    train_start, then for each optimizer step: step, and now and then: evaluation, checkpoint;
-    after each epoch: epoch_end; at the end: train_end
+    train_start
+        step            after each optimizer step
+        evaluation      after a step that evaluations_per_epoch asks for; the best weights are kept
+        checkpoint      after each evaluation, and every `checkpoint_every` steps; only with a
+                        checkpoint_dir
+        epoch_end       after the last step of an epoch, also of one that was cut short
+    train_end           the model holds the best weights
 """
 
 from __future__ import annotations
@@ -13,8 +18,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -70,11 +75,19 @@ class TrainConfig:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not low <= value <= high:
                 raise ValueError(f"{name}: expected a number in {low}…{high}, found {value!r}")
+        if self.max_grad_norm == 0:
+            raise ValueError("max_grad_norm: expected a number above 0, found 0, which would set "
+                             "every gradient to zero; float('inf') switches clipping off")
         choices = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS}
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, found {value!r}")
+        if not isinstance(self.device, str):
+            raise ValueError(f'device: expected "auto", "cpu", "cuda" or "mps", found '
+                             f"{self.device!r}")
+        # Refuses a device that is not here, and fp16 where it can't train, before any work.
+        choose_precision(self.precision, choose_device(self.device))
 
 
 @dataclass(frozen=True)
@@ -136,67 +149,86 @@ def fit(
         validation: rows to choose the best weights by.
         config: see `TrainConfig`.
         checkpoint_dir: folder for checkpoints; without one, nothing is written to disk.
-        callbacks: called as `callback(event, state)` with the events listed in `EVENTS`.
+        callbacks: called as `callback(event, state)` with the events listed in `EVENTS`, in every
+            process of a run over several.
+
+    Returns:
+        The state at the end, with the history of the whole run, earlier attempts included.
 
     Raises:
-        ValueError: training rows of one class, nothing to train, a checkpoint of another run.
-        FloatingPointError: a loss that is not finite, with what to try.
+        ValueError: training rows of one class, nothing to train, a checkpoint that is damaged or
+            of another run (the model is then left as it was).
+        FloatingPointError: a loss or gradient that is not finite, with what to try; checkpoints
+            made before stay.
         OSError: a checkpoint that could not be written; the one before it is kept.
     """
-    check_classes(train.labels)
+    check_classes(train.labels.tolist())
     accelerator = make_accelerator(config.precision, config.device)
     optimizer = make_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
-    plan = steps_of_epoch(train, config, epoch=0)
-    state = TrainState(config, total_steps=len(plan) * config.epochs)
+    epoch_steps = len(steps_of_epoch(train, config, epoch=0))
+    state = TrainState(config, total_steps=epoch_steps * config.epochs)
+    looks = range(1, config.evaluations_per_epoch + 1)
+    evaluate_after = {round(epoch_steps * k / config.evaluations_per_epoch) for k in looks}
     keep = Keeper(model, optimizer, accelerator, checkpoint_dir, _fingerprint(config, train))
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    keep.resume(state)
-    begun = time.perf_counter() - state.seconds
 
     def emit(event: str) -> None:
         state.seconds = time.perf_counter() - begun
         for callback in callbacks:
             callback(event, state)
 
-    emit("train_start")
-    look_after = {
-        round(len(plan) * (k + 1) / config.evaluations_per_epoch)
-        for k in range(config.evaluations_per_epoch)
-    }
-    while state.step < state.total_steps and not (state.stop or state.stopped_early):
-        epoch, first = divmod(state.step, len(plan))
-        for number, batches in enumerate(steps_of_epoch(train, config, epoch), start=1):
-            if number <= first:
-                continue  # done before the run was interrupted
-            entry = train_step(wrapped, prepared, train, batches, state, accelerator)
-            state.epoch = epoch + number / len(plan)
-            seconds = round(time.perf_counter() - begun, 3)
-            state.steps.append({**entry, "epoch": state.epoch, "seconds": seconds})
-            emit("step")
-            if number in look_after:
-                result = evaluate(wrapped, validation, config.batch_size * 2, accelerator)
-                state.seconds = time.perf_counter() - begun
-                keep.compare(state, result)
-                emit("evaluation")
-                state.stopped_early = config.patience is not None and (
-                    state.bad_evaluations >= config.patience
-                )
-            every = config.checkpoint_every
-            if number in look_after or (every and state.step % every == 0):
-                keep.save(state)
-                emit("checkpoint")
-            if state.stop or state.stopped_early:
-                break
-        emit("epoch_end")
-    keep.restore_best(state)
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    model.eval()
+    def is_over() -> bool:
+        # Processes go on or stop together, also where a callback stopped only one of them.
+        asked = torch.tensor(float(state.stop), device=accelerator.device)
+        state.stop = accelerator.reduce(asked, "sum").item() > 0
+        return state.stop or state.stopped_early or state.step == state.total_steps
+
+    try:
+        keep.resume(state)
+        begun = time.perf_counter() - state.seconds
+        emit("train_start")
+        over = False
+        while not (over or is_over()):
+            epoch, done = divmod(state.step, epoch_steps)  # `done` is above 0 after a resume only
+            plan = steps_of_epoch(train, config, epoch)
+            for number, batches in enumerate(plan[done:], start=done + 1):
+                entry = train_step(wrapped, prepared, train, batches, state, accelerator)
+                state.epoch = epoch + number / epoch_steps
+                seconds = round(time.perf_counter() - begun, 3)
+                state.steps.append({**entry, "epoch": state.epoch, "seconds": seconds})
+                emit("step")
+                if number in evaluate_after:
+                    result = evaluate(wrapped, validation, config.batch_size * 2, accelerator)
+                    _check_finite("validation loss", result.loss, state.step, config)
+                    state.seconds = time.perf_counter() - begun
+                    keep.compare(state, result)
+                    emit("evaluation")
+                    state.stopped_early = state.step < state.total_steps and (
+                        config.patience is not None and state.bad_evaluations >= config.patience
+                    )
+                every = config.checkpoint_every
+                due = number in evaluate_after or (every is not None and state.step % every == 0)
+                if due and checkpoint_dir is not None:
+                    keep.save(state)
+                    emit("checkpoint")
+                over = is_over()
+                if over:
+                    break
+            emit("epoch_end")
+        keep.restore_best(state)
+    finally:
+        _unwrap(model)  # an interrupted run, too, leaves a plain model
+        model.eval()
     emit("train_end")
     return state
 
 
 def train_step(
-    model, optimizer, train: SentimentDataset, batches: list[np.ndarray], state: TrainState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: SentimentDataset,
+    batches: list[np.ndarray],
+    state: TrainState,
     accelerator: Accelerator,
 ) -> dict:
     """One optimizer step over one or more micro-batches; returns its line of the history.
@@ -228,19 +260,16 @@ def train_step(
             accelerator.backward(loss * world)  # `world` undoes the averaging over processes
         total += loss.detach()
     total = accelerator.reduce(total, "sum").item()
-    if not math.isfinite(total):
-        raise FloatingPointError(
-            f"step {state.step + 1}: expected a finite loss, found {total}. Try a lower "
-            f"learning_rate (now {config.learning_rate:g}), a longer warm-up (warmup_ratio), or "
-            "precision='fp32'"
-        )
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    _check_finite("loss", total, state.step + 1, config)
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    if accelerator.scaler is None:  # in fp16 the scaler passes over such steps, by design
+        _check_finite("gradient norm", norm, state.step + 1, config)
     optimizer.step()
     state.step += 1
     tokens = int(sum(train.lengths[batch].sum() for batch in batches))
     state.tokens += tokens
     return {"step": state.step, "loss": total, "learning_rate": config.learning_rate * factor,
-            "grad_norm": float(norm), "rows": rows, "tokens": tokens}  # fmt: skip
+            "grad_norm": norm, "rows": rows, "tokens": tokens}  # fmt: skip
 
 
 @torch.no_grad()
@@ -251,31 +280,37 @@ def evaluate(
     """Probabilities, mean loss and accuracy of a model on a data set; the model's mode is kept.
 
     Args:
-        model: as for `fit`.
+        model: as for `fit`; without an accelerator it is moved to the device.
         dataset: N rows.
         batch_size: rows in one forward pass.
-        accelerator: the one the model was prepared with, inside `fit`; by default one is made
-            from `precision` and `device`.
+        accelerator: its processes share the rows, its precision and device are used (as inside
+            `fit`). Without one, this process reads all rows.
+        precision: without an accelerator, "auto", "fp32", "bf16" or "fp16".
+        device: without an accelerator, "auto", "cpu", "cuda" or "mps".
     """
+    started, rank, world = time.perf_counter(), 0, 1
     if accelerator is None:
-        accelerator = make_accelerator(precision, device)
-        model.to(accelerator.device)
-    started, was_training = time.perf_counter(), model.training
-    numeric = choose_precision(
-        accelerator.mixed_precision.replace("no", "fp32"), accelerator.device
-    )
-    model.eval()
+        on = choose_device(device)
+        numeric = choose_precision(precision, on)
+        model.to(on)
+    else:
+        on, numeric = accelerator.device, accelerator.mixed_precision.replace("no", "fp32")
+        rank, world = accelerator.process_index, accelerator.num_processes
+        # The wrapper of several processes would wait for all of them at every forward pass, and
+        # they may have unequal numbers of batches here.
+        model = accelerator.unwrap_model(model)
     found = []
-    batches = evaluation_batches(dataset.lengths, batch_size)
-    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-        inputs = _to(dataset.batch(rows), accelerator.device)
-        with autocast(numeric, accelerator.device):
-            logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        found.append((rows, logits.float().cpu().numpy()))
+    with _eval_mode(model):
+        for rows in evaluation_batches(dataset.lengths, batch_size)[rank::world]:
+            inputs = _to(dataset.batch(rows), on)
+            with autocast(numeric, on):
+                logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            found.append((rows, logits.float().cpu().numpy()))
+    if world > 1:
+        found = gather_object(found)
     logits = np.empty((len(dataset), found[0][1].shape[1]), dtype=np.float32)
-    for rows, values in gather_object(found):
+    for rows, values in found:
         logits[rows] = values
-    model.train(was_training)
     loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(dataset.labels))
     return Evaluation(
         loss=float(loss), accuracy=float((logits.argmax(axis=1) == dataset.labels).mean()),
@@ -298,11 +333,47 @@ def make_accelerator(precision: str, device: str) -> Accelerator:
     chosen = choose_device(device)
     numeric = choose_precision(precision, chosen)
     mixed = "no" if numeric == "fp32" else numeric
-    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1:
+    if AcceleratorState._shared_state:
         # accelerate keeps the first run's precision and device for the whole process, and refuses
         # another; in a notebook the next run may well ask for one
-        AcceleratorState._reset_state(reset_partial_state=True)
+        alone = AcceleratorState().num_processes == 1
+        AcceleratorState._reset_state(reset_partial_state=alone)
+    if chosen.index is not None and chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # accelerate takes the current GPU
     return Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu")
+
+
+def _check_finite(what: str, value: float, step: int, config: TrainConfig) -> None:
+    """Stop before weights, best weights or a checkpoint are spoilt by an overflow."""
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"step {step}: expected a finite {what}, found {value}. Try a lower learning_rate "
+            f"(now {config.learning_rate:g}), a longer warm-up (warmup_ratio, now "
+            f"{config.warmup_ratio:g}), or precision='fp32'"
+        )
+
+
+@contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off inside; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _unwrap(model: torch.nn.Module) -> None:
+    """Take off the mixed precision that `accelerator.prepare` put around the model's forward.
+
+    accelerate's `unwrap_model(keep_fp32_wrapper=False)` goes too far: it also strips the decorators
+    of transformers, and `model(..., return_dict=False)` fails from then on.
+    """
+    original = model.__dict__.pop("_original_forward", None)
+    if original is not None:
+        model.forward = original
 
 
 def _fingerprint(config: TrainConfig, train: SentimentDataset) -> dict:
