@@ -27,14 +27,17 @@ test: $(READY)  ## ruff, pytest (with papermill on the report), strict nbval on 
 	}; \
 	stage "ruff" $(PY) -m ruff check .; \
 	stage "pytest" $(PY) -m pytest; \
-	stage "nbval" env -u TUTORKIT_DATA HF_HUB_OFFLINE=1 $(NBVAL) notebooks/*.ipynb; \
+	runs=$$(mktemp -d); \
+	stage "nbval" env -u TUTORKIT_DATA -u MPLBACKEND -u JPY_SESSION_NAME HF_HUB_OFFLINE=1 \
+		TUTORKIT_RUNS="$$runs" $(NBVAL) notebooks/*.ipynb; \
+	rm -rf "$$runs"; \
 	echo "== make test: $$((SECONDS - all)) s"; printf '%s' "$$summary"; exit $$failed
 
 lint: $(READY)  ## ruff alone
 	@$(PY) -m ruff check .
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 notebooks: $(READY)  ## run the lessons' scripts and store their outputs; NAMES="05" for some
 	@$(PY) -m tutorkit.notebooks build $(NAMES)

@@ -18,9 +18,9 @@
 # %% tags=["parameters"]
 dataset = "auto"  # "auto", "imdb", "rt_snippets", "reviews", … (tutorkit.sources.known_names())
 model = "minilm"  # "minilm", "smollm2", "tiny", a hub id or a folder with a saved model
-train_size = 4000  # training reviews at most; None = all
-validation_size = 500  # validation reviews at most; None = all
-test_size = 2000  # test reviews at most; None = all
+train_size = 4000  # training reviews at most; None: all
+validation_size = 500  # validation reviews at most; None: all
+test_size = 2000  # test reviews at most; None: all
 max_length = 128  # tokens a review, special tokens included
 truncation = "head+tail"  # what is kept of longer reviews: "head", "tail", "head+tail"
 epochs = 2  # passes over the training reviews
@@ -31,14 +31,14 @@ warmup_ratio = 0.1  # share of all steps in which the learning rate rises
 optimizer = "adamw"  # "adamw", "sgd"
 schedule = "linear"  # after the warm-up: "linear", "cosine", "constant"
 evaluations_per_epoch = 2  # looks at the validation reviews in one epoch
-patience = 3  # evaluations without a new best before stopping early; None = never
+patience = 3  # evaluations without a new best before stopping early; None: never
 freeze = "none"  # "none", "embeddings", "backbone", or the number of lower layers
 precision = "auto"  # "auto", "fp32", "bf16", "fp16" (CUDA)
 device = "auto"  # "auto", "cpu", "cuda", "mps"
 seed = 0  # of the head's first weights, the order of reviews, and dropout
-show_texts = None  # True, False; None = only when you run this in JupyterLab yourself
-run_dir = None  # folder for the results; None = a new one in runs/
-overwrite = False  # True = replace a finished run in run_dir
+show_texts = None  # True, False; None: only when you run this in JupyterLab yourself
+run_dir = None  # folder for the results; None: a new one in runs/
+overwrite = False  # True: replace a finished run in run_dir
 
 # %% [markdown]
 # A misspelt name or an impossible value stops the run here, before any work.
@@ -131,7 +131,7 @@ def without_texts(frame: pd.DataFrame) -> pd.DataFrame:
     return frame if texts_shown else frame.drop(columns="text")
 
 
-few = rows["train"].select(range(5)).to_pandas()[["id", "label", "text"]]
+few = data.take_rows(rows["train"], 5, seed).to_pandas()[["id", "label", "text"]]
 without_texts(few.assign(words=few["text"].str.split().str.len()))
 
 # %% [markdown]
@@ -371,7 +371,8 @@ without_texts(wrong[["id", "label", "prediction", "probability", "text"]])
 # **Test reviews seen in training** are answered from memory in part. Without them:
 
 # %% tags=["nbval-ignore-output"]
-seen = np.isin(rows["test"]["text"], rows["train"]["text"])
+train_texts = set(rows["train"]["text"])
+seen = np.array([text in train_texts for text in rows["test"]["text"]])
 unseen_accuracy = float(correct[~seen].mean())
 print(f"{seen.sum()} of {len(seen):,} test reviews stand in the training rows too")
 print(f"accuracy on the others: {unseen_accuracy:.4f}")

@@ -9,10 +9,13 @@ import sys
 # Before any test imports a library that reads them. Weights and data come from the cache that the
 # commands use too, so a test run does not fetch 84 MB again.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["MPLBACKEND"] = "agg"
 
+import matplotlib
 import numpy as np
 import pytest
+
+# Not by its environment variable, which the notebooks run by tests would inherit.
+matplotlib.use("agg")
 
 
 @pytest.fixture(autouse=True)

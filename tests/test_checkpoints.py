@@ -247,12 +247,15 @@ def test_patience_is_carried_over_and_an_early_stop_is_final(tmp_path):
     _, expected = run(OPPOSITE, validation=flipped)
     assert expected.stopped_early and expected.bad_evaluations == 3
 
-    def die_after_one_bad_evaluation(event, state):
-        if event == "checkpoint" and state.bad_evaluations == 1:
+    before_the_last = expected.evaluations[-2]["step"]
+
+    def die_after_two_bad_evaluations(event, state):
+        if (event, state.step) == ("checkpoint", before_the_last):
+            assert state.bad_evaluations == 2
             raise Killed
 
     with pytest.raises(Killed):
-        run(OPPOSITE, tmp_path, [die_after_one_bad_evaluation], flipped)
+        run(OPPOSITE, tmp_path, [die_after_two_bad_evaluations], flipped)
     _, state = run(OPPOSITE, tmp_path, [], flipped)
     assert without_times(state.history) == without_times(expected.history)
     assert state.stopped_early
@@ -304,7 +307,7 @@ def test_a_disk_that_is_full_at_any_write_leaves_what_was_there(tmp_path, monkey
     assert len(names) >= 13  # two for each of six checkpoints, and at least one best
     for number in range(1, len(names) + 1):
         folder, done = tmp_path / str(number), names[: number - 1]
-        monkeypatch.setattr(checkpoints, "save_file", full_disk(number, half_written=number % 4 < 2))
+        monkeypatch.setattr(checkpoints, "save_file", full_disk(number, number % 4 < 2))
         with pytest.raises(OSError, match="could not write .*No space left.*free some disk space"):
             run(CONFIG, folder)
         monkeypatch.undo()

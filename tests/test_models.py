@@ -210,6 +210,20 @@ def test_attention_dropout_of_a_saved_model_is_off(saved):
     assert load_model(str(folder)).model.config.attention_probs_dropout_prob == 0.0
 
 
+def test_left_padding_and_a_missing_pad_token_are_mended(saved):
+    folder = saved("tiny-decoder")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config = {k: v for k, v in config.items() if k != "pad_token"} | {"padding_side": "left"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    shape = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(shape | {"pad_token_id": None}))
+    plain = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (plain.padding_side, plain.pad_token) == ("left", None)
+    loaded = load_model(str(folder))
+    assert (loaded.tokenizer.padding_side, loaded.tokenizer.pad_token) == ("right", "[EOS]")
+    assert loaded.model.config.pad_token_id == loaded.tokenizer.eos_token_id
+
+
 # --- saved models
 
 

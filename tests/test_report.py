@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -201,6 +202,14 @@ def test_the_report_runs_with_small_parameters(
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert page.count("data:image/png;base64,") >= 4
+
+
+def test_papermill_can_list_every_parameter() -> None:
+    listed = papermill.inspect_notebook(str(report.REPORT))
+    assert list(listed) == list(report.parameter_defaults(report.REPORT)), (
+        "papermill passes over a parameter whose comment holds a `=`"
+    )
+    assert all(parameter["help"] for parameter in listed.values())
 
 
 def test_plain_papermill_refuses_an_unknown_parameter(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ SCRUBBED_KEYS = [
     "cell.metadata.lines_to_next_cell",
     "cell.metadata.scrolled",
 ]
+RUNS_PREFIX = "tutorkit-runs-"  # of the temporary folder that a built report runs in
+# A notebook that inherits the first takes itself for one that a person watches in JupyterLab, and
+# one that inherits the second may draw its figures somewhere else.
+OF_A_SESSION = ("JPY_SESSION_NAME", "MPLBACKEND")
 
 
 def lesson_scripts(names: list[str] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -136,8 +141,7 @@ def execute(notebook: Any, folder: Path) -> None:
     """
     from nbclient import NotebookClient
 
-    # Without the variable that JupyterLab sets, the notebook knows that nobody watches.
-    unset = ("TUTORKIT_DATA", "JPY_SESSION_NAME")
+    unset = ("TUTORKIT_DATA", *OF_A_SESSION)
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     client = NotebookClient(
         notebook,
@@ -146,7 +150,8 @@ def execute(notebook: Any, folder: Path) -> None:
         kernel_manager_class=kernel_of_this_interpreter(),
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env=environment | {"HF_HUB_OFFLINE": "1"})
+    with tempfile.TemporaryDirectory(prefix=RUNS_PREFIX) as runs:
+        client.execute(env={**environment, "HF_HUB_OFFLINE": "1", "TUTORKIT_RUNS": runs})
 
 
 def scrub(notebook: Any) -> Any:
@@ -168,7 +173,8 @@ def machine_paths(notebook: Any) -> list[str]:
     Returns:
         One line for each such output; images are not looked into.
     """
-    private = [str(path) for path in (ROOT, Path.home()) if len(path.parts) > 1]
+    folders = (ROOT, Path.home(), Path(tempfile.gettempdir(), RUNS_PREFIX))
+    private = [str(path) for path in folders if len(path.parts) > 1]
     found = []
     for number, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", []):

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tutorkit.notebooks import NOTEBOOKS, ROOT, kernel_of_this_interpreter
+from tutorkit.notebooks import NOTEBOOKS, OF_A_SESSION, ROOT, kernel_of_this_interpreter
 
 REPORT = NOTEBOOKS / "05_imdb_report.ipynb"
 
@@ -235,8 +235,8 @@ def main(arguments: list[str] | None = None, notebook: Path = REPORT) -> int:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    # Set where the command is called from a notebook; here nobody watches the one that runs.
-    os.environ.pop("JPY_SESSION_NAME", None)
+    for name in OF_A_SESSION:
+        os.environ.pop(name, None)
     try:
         defaults = parameter_defaults(notebook)
         check_names(list(parameters), list(defaults))
