@@ -1,3 +1,18 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # Fine-tune a language model on film reviews: a report
 #
@@ -15,10 +30,26 @@
 # To run it with other values, change the next cell, or call
 # `make report ARGS="-p dataset imdb -p model smollm2 -p epochs 1"`.
 
+# %% tags=["colab", "nbval-ignore-output"]
+# In Colab: install what is missing there, never torch. Elsewhere this cell does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    from pathlib import Path
+    from subprocess import check_call
+
+    _pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    _clones = [f"./{folder.parent}" for folder in Path().glob("*/tutorkit")]
+    if _clones:
+        check_call([*_pip, "gguf", "jaxtyping"])
+        check_call([*_pip, "--no-deps", _clones[0]])
+    else:
+        print("Run `!git clone` with the address of your fork, then this cell again.")
+
 # %% tags=["parameters"]
 dataset = "auto"  # "auto", "imdb", "rt_snippets", "reviews", … (tutorkit.sources.known_names())
 model = "minilm"  # "minilm", "smollm2", "tiny", a hub id or a folder with a saved model
-train_size = 4000  # training reviews at most; None: all
+train_size = 3000  # training reviews at most; None: all
 validation_size = 500  # validation reviews at most; None: all
 test_size = 2000  # test reviews at most; None: all
 max_length = 128  # tokens a review, special tokens included

@@ -25,7 +25,7 @@ class ReportParameters:
 
     dataset: str = "auto"  # a name of tutorkit.sources
     model: str = "minilm"  # a name of tutorkit.models
-    train_size: int | None = 4000  # rows at most; None: all
+    train_size: int | None = 3000  # rows at most; None: all
     validation_size: int | None = 500
     test_size: int | None = 2000
     max_length: int = 128  # tokens a review, special tokens included
