@@ -27,6 +27,7 @@ def test_table_by_hand() -> None:
         "0.925 (0.907–0.940)",
         "0.925",
         "0.031",
+        "—",
         "nb_trigrams 0.900; difference +0.025 (p = 0.009)",
         "22.7M of 22.7M",
         "47 min",
@@ -44,9 +45,9 @@ def test_table_by_hand() -> None:
     ]
     assert rows[2][0] == "majority (baseline)"
     smollm2 = rows[3]
-    assert smollm2[7] == "nb_trigrams 0.790; difference +0.010 (p = 0.200, not resolved)"
-    assert smollm2[8:10] == ["1,152 of 134.5M", "95 s"]
-    assert smollm2[11:] == ["Example GPU", "7"]
+    assert smollm2[8] == "nb_trigrams 0.790; difference +0.010 (p = 0.200, not resolved)"
+    assert smollm2[9:11] == ["1,152 of 134.5M", "95 s"]
+    assert smollm2[12:] == ["Example GPU", "7"]
     assert rows[4][0] == "nb_trigrams (baseline)"
     assert rows[5][:5] == ["GPT-3: claim, not a measurement", "reviews", "—", "—", "0.835"]
     assert len(rows) == 6
@@ -80,3 +81,15 @@ def test_a_run_without_baselines_and_a_name_with_a_bar() -> None:
 
 def test_no_records_leave_the_claim() -> None:
     assert [row[0] for row in cells(results_table([]))[2:]] == ["GPT-3: claim, not a measurement"]
+
+
+def test_scores_on_expert_edits_stand_in_the_rows_of_model_and_baseline() -> None:
+    record = copy.deepcopy(RECORDS[0])
+    name = max(record["baseline"], key=record["baseline"].get)
+    record["test"]["contrast"] = {"n": 100, "accuracy": 0.71, name: 0.33}
+    rows = [line.split(" | ") for line in results_table([record]).splitlines()[2:]]
+    place = COLUMNS.index("Expert edits")
+    found = {row[0].removeprefix("| "): row[place] for row in rows}
+    assert found[record["model"]["name"]] == "0.71 (n = 100)"
+    assert found[f"{name} (baseline)"] == "0.33 (n = 100)"
+    assert sorted(found.values()).count("—") == len(found) - 2

@@ -15,6 +15,7 @@ COLUMNS = (
     "Test accuracy (95 % interval)",
     "Macro F1",
     "ECE",
+    "Expert edits",
     "Best baseline, same test rows",
     "Trained parameters",
     "Train time",
@@ -23,7 +24,7 @@ COLUMNS = (
     "Seed",
 )
 # The text this kit grew from states this figure for "GPT-3" with no data, code or interval.
-CLAIM = ("GPT-3: claim, not a measurement", "reviews", "—", "—", "0.835") + ("—",) * 8
+CLAIM = ("GPT-3: claim, not a measurement", "reviews", "—", "—", "0.835") + ("—",) * 9
 
 
 def results_table(records: Sequence[dict[str, Any]]) -> str:
@@ -62,6 +63,7 @@ def _model_row(record: dict[str, Any]) -> tuple[str, ...]:
         _with_interval(test["accuracy"], test["accuracy_ci95"]),
         f"{test['macro_f1']:.3f}",
         f"{test['ece']:.3f}",
+        _expert_edits(record, "accuracy"),
         _best_baseline(record),
         f"{_count(model['n_trainable'])} of {_count(model['n_parameters'])}",
         _duration(timing["train_s"]),
@@ -80,6 +82,7 @@ def _baseline_row(record: dict[str, Any], name: str) -> tuple[str, ...]:
         _with_interval(accuracy, accuracy_interval(round(accuracy * n), n)),
         "—",
         "—",
+        _expert_edits(record, name),
         "—",
         "—",
         _duration(record["baseline_seconds"][name]),
@@ -95,6 +98,12 @@ def _data_cells(record: dict[str, Any]) -> tuple[str, str]:
         f"{dataset['name']} ({dataset['source']})",
         f"{dataset['n_train']:,} / {record['test']['n']:,}",
     )
+
+
+def _expert_edits(record: dict[str, Any], key: str) -> str:
+    """Accuracy on reviews that experts edited until the label flips, where it was measured."""
+    contrast = record["test"].get("contrast") or {}
+    return f"{contrast[key]:.2f} (n = {contrast['n']})" if key in contrast else "—"
 
 
 def _with_interval(accuracy: float, interval: Sequence[float]) -> str:
