@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tutorkit import report
+from tutorkit.sources import load_splits
 
 PARAMETERS = """\
 dataset: str = "auto"  # name of a data set
@@ -190,11 +192,13 @@ def small_arguments(run_dir: Path) -> list[str]:
     return [word for name, value in pairs.items() for word in ("-p", name, value)]
 
 
+@pytest.mark.parametrize("shown", [True, False])
 def test_the_report_runs_with_small_parameters(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
-    assert report.main(small_arguments(run_dir)) == 0
+    hide = [] if shown else ["-p", "show_texts", "False"]
+    assert report.main([*small_arguments(run_dir), *hide]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("reviews · tiny: accuracy ")
     for name in ("metrics.json", "history.json", "predictions.parquet", "report.ipynb"):
@@ -202,6 +206,10 @@ def test_the_report_runs_with_small_parameters(
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert page.count("data:image/png;base64,") >= 4
+    # Up to the first apostrophe or the like, which the page spells in its own way.
+    texts = load_splits("reviews")["test"]["text"]
+    beginnings = [re.split("[^ A-Za-z,.]", text)[0][:60] for text in texts]
+    assert any(len(b) > 30 and b in page for b in beginnings) == shown
 
 
 def test_papermill_can_list_every_parameter() -> None:

@@ -240,6 +240,9 @@ def main(arguments: list[str] | None = None, notebook: Path = REPORT) -> int:
     try:
         defaults = parameter_defaults(notebook)
         check_names(list(parameters), list(defaults))
+        if "show_texts" in defaults:
+            # The report is the caller's own; one to publish is made with `-p show_texts False`.
+            parameters.setdefault("show_texts", True)
         named = chosen.run_dir or parameters.get("run_dir")
         run_dir = choose_run_dir(Path(named) if named else None, defaults | parameters)
     except (ValueError, OSError) as error:
