@@ -37,7 +37,9 @@ lint: $(READY)  ## ruff alone
 	@$(PY) -m ruff check .
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+	@# A lesson's kernel works in notebooks/, where a relative path would mean another folder.
+	@if [ -n "$$TUTORKIT_DATA" ]; then TUTORKIT_DATA="$$(cd "$$TUTORKIT_DATA" && pwd)" || exit 1; fi; \
+	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 notebooks: $(READY)  ## run the lessons' scripts and store their outputs; NAMES="05" for some
 	@$(PY) -m tutorkit.notebooks build $(NAMES)
