@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tutorkit.data import TRUNCATIONS
-from tutorkit.precision import choose_device, choose_precision
 from tutorkit.training import TrainConfig
 
 
@@ -78,10 +77,6 @@ class ReportParameters:
         if self.run_dir is not None and not isinstance(self.run_dir, str):
             raise ValueError(f"run_dir: expected a folder's name or None, found {self.run_dir!r}")
         self.train_config()  # checks the rest
-        if isinstance(self.device, str):
-            choose_precision(self.precision, choose_device(self.device))
-        else:
-            raise ValueError(f'device: expected "auto", "cpu" or "cuda", found {self.device!r}')
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> ReportParameters:
