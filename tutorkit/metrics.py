@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tutorkit.audit import audit_report as audit_report
+
 Array = np.ndarray | Sequence
 
 
