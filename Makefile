@@ -41,8 +41,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 	@if [ -n "$$TUTORKIT_DATA" ]; then TUTORKIT_DATA="$$(cd "$$TUTORKIT_DATA" && pwd)" || exit 1; fi; \
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-notebooks: $(READY)  ## run the lessons' scripts and store their outputs; NAMES="05" for some
+notebooks: $(READY)  ## run the lessons, store outputs, write exercises; NAMES="05" for some
 	@$(PY) -m tutorkit.notebooks build $(NAMES)
+	@$(PY) -m tutorkit.exercises $(NAMES)
 
 badges: $(READY)  ## render badges and Colab cells from the address in pyproject.toml
 	@$(PY) -m tutorkit.notebooks badges

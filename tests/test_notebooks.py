@@ -50,7 +50,9 @@ def test_the_notebook_is_scrubbed(path: Path) -> None:
     assert "version" not in stored.metadata.language_info
     assert stored.metadata.kernelspec.name == "python3"
     for cell in stored.cells:
-        assert set(cell.metadata) <= {"tags"}, cell.metadata
+        folded = {"source_hidden": True} if "solution" in tags(cell) else None
+        assert cell.metadata.get("jupyter") == folded, cell.metadata
+        assert set(cell.metadata) <= {"tags", "jupyter"}, cell.metadata
         assert tags(cell) <= notebooks.TAGS
     assert notebooks.machine_paths(stored) == []
 
@@ -131,6 +133,14 @@ def test_a_lesson_is_built_as_a_reader_without_mirror_or_hub_sees_it(
         "01_lesson.ipynb",
         "01_lesson.py",
     ]
+
+
+def test_a_line_printed_in_pieces_is_one_output(lesson: Path) -> None:
+    pieces = 'import time\nprint("a", end="", flush=True)\ntime.sleep(0.5)\nprint("b")\n'
+    lesson.write_text(f"{SCRIPT}\n# %%\n{pieces}", encoding="utf-8")
+    notebooks.build(lesson)
+    (output,) = nbformat.read(lesson.with_suffix(".ipynb"), 4).cells[-1].outputs
+    assert output.text == "ab\n"
 
 
 def test_a_failing_lesson_leaves_the_stored_one(lesson: Path) -> None:

@@ -26,12 +26,16 @@ NOTEBOOKS = ROOT / "notebooks"
 
 # Tags a lesson's cells may carry: a misspelt one would be passed over by every tool in silence.
 TAGS = {
+    "check",
     "colab",
+    "exercise",
+    "exercise-setup",
     "nbval-ignore-output",
     "nbval-skip",
     "parameters",
     "raises-exception",
     "skip-execution",
+    "solution",
 }
 # What execution and editors leave behind that differs from run to run.
 SCRUBBED_KEYS = [
@@ -96,14 +100,26 @@ def read_script(script: Path, address: str | None) -> Any:
         first_code = [cell.cell_type for cell in notebook.cells].index("code")
         notebook.cells.insert(first_code, colab[0])
     colab[0].source = colab_cell(address)
-    taken: set[str] = set()
     for cell in notebook.cells:
-        # Made from the source: a rebuilt notebook differs only where its cells do.
+        if "solution" in cell.metadata.get("tags", []):
+            # Folded in JupyterLab: a reader decides when to look.
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    set_ids(notebook.cells)
+    return notebook
+
+
+def set_ids(cells: list[Any]) -> None:
+    """Give each cell an id made from its source: a rebuilt notebook differs where its cells do.
+
+    Args:
+        cells: all cells of a notebook, changed in place.
+    """
+    taken: set[str] = set()
+    for cell in cells:
         cell.id = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
         while cell.id in taken:
             cell.id = hashlib.sha256(cell.id.encode()).hexdigest()[:8]
         taken.add(cell.id)
-    return notebook
 
 
 def kernel_of_this_interpreter() -> type:
@@ -147,6 +163,8 @@ def execute(notebook: Any, folder: Path) -> None:
         notebook,
         timeout=1200,
         startup_timeout=180,
+        # A printed line may come in two pieces or in one, as the clock has it.
+        coalesce_streams=True,
         kernel_manager_class=kernel_of_this_interpreter(),
         resources={"metadata": {"path": str(folder)}},
     )
@@ -222,7 +240,7 @@ def build(script: Path) -> None:
 
 
 def write_badges(root: Path = ROOT) -> None:
-    """Render the README's badges and the Colab cell of every lesson from pyproject.toml.
+    """Render the README's badges and the Colab cell of every notebook from pyproject.toml.
 
     Args:
         root: the repository.
@@ -236,16 +254,16 @@ def write_badges(root: Path = ROOT) -> None:
     lines = badge_lines(address, [script.stem for script in scripts])
     write_whole(readme, render_readme(readme.read_text(encoding="utf-8"), lines))
     for script in scripts:
-        fresh = read_script(script, address)
-        write_whole(script, jupytext.writes(fresh, fmt="py:percent"))
-        path = script.with_suffix(".ipynb")
-        stored = nbformat.read(path, as_version=4)
-        for cell in stored.cells:
+        write_whole(script, jupytext.writes(read_script(script, address), fmt="py:percent"))
+    stored = [script.with_suffix(".ipynb") for script in scripts]
+    for path in [*stored, *sorted((root / "notebooks" / "exercises").glob("*.ipynb"))]:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
             if "colab" in cell.metadata.get("tags", []):
                 # Outside Colab the cell prints nothing, so the stored outputs stay true.
                 cell.source = colab_cell(address)
-                cell.id = next(c.id for c in fresh.cells if c.source == cell.source)
-        write_whole(path, nbformat.writes(stored) + "\n")
+        set_ids(notebook.cells)
+        write_whole(path, nbformat.writes(notebook) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
