@@ -63,7 +63,7 @@ SCORE_KINDS = {
 
 
 @contextmanager
-def _figure(height: float) -> Iterator[Figure]:
+def styled_figure(height: float) -> Iterator[Figure]:
     """A styled figure, drawn once inside the style and then forgotten by pyplot."""
     with matplotlib.rc_context(STYLE):
         figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
@@ -115,7 +115,7 @@ def learning_curves(history: Mapping[str, Any]) -> Figure:
     _check_not_empty(steps, "history['steps']")
     x = [row["step"] for row in steps]
     evaluated_at = [row["step"] for row in evaluations]
-    with _figure(3.6) as figure:
+    with styled_figure(3.6) as figure:
         grid = figure.subplot_mosaic([["loss", "accuracy"], ["loss", "rate"]], height_ratios=[3, 1])
         _draw_loss(grid["loss"], x, [row["loss"] for row in steps])
         if evaluations:
@@ -198,7 +198,7 @@ def length_distribution(
     longest = max(np.quantile(everything, 0.995), 1.1 * max_length)
     width = math.ceil(longest / 40)  # whole tokens: every bar spans equally many lengths
     edges = np.arange(0, longest + width, width)
-    with _figure(0.6 + 1.1 * len(counts)) as figure:
+    with styled_figure(0.6 + 1.1 * len(counts)) as figure:
         rows = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (split, values) in zip(rows, counts.items(), strict=True):
             share = np.full(len(values), 1 / len(values))
@@ -243,7 +243,7 @@ def class_balance(
                 f"labels_by_split[{split!r}]: expected labels from 0 to {len(classes) - 1}, one "
                 f"for each of {list(label_names)}, found {unknown}. Name every label."
             )
-    with _figure(1.0 + 0.35 * len(classes)) as figure:
+    with styled_figure(1.0 + 0.35 * len(classes)) as figure:
         columns = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
         for axes, (split, labels) in zip(columns, splits.items(), strict=True):
             counts = np.array([(labels == label).sum() for label in classes])
@@ -283,7 +283,7 @@ def confusion_matrix(matrix: Iterable[Iterable[SupportsInt]], label_names: Seque
         )
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
-    with _figure(1.2 + 0.7 * size) as figure:
+    with styled_figure(1.2 + 0.7 * size) as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (row, column), n in np.ndenumerate(counts):
@@ -332,7 +332,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure
     confidence = np.array([row["confidence"] for row in bins])
     accuracy = np.array([row["accuracy"] for row in bins])
     start = min(row["low"] for row in bins)
-    with _figure(4.6) as figure:
+    with styled_figure(4.6) as figure:
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         top.plot([start, 1], [start, 1], "--", color=GREY, linewidth=1)
         top.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy),
@@ -374,7 +374,7 @@ def accuracy_by_length(rows: Sequence[Mapping[str, Any]], unit: str = "tokens") 
     n = np.array([row["n"] for row in rows])
     accuracy = np.array([row["accuracy"] for row in rows])
     overall = float((n * accuracy).sum() / n.sum())
-    with _figure(3.0) as figure:
+    with styled_figure(3.0) as figure:
         axes = figure.subplots()
         axes.axhline(overall, color=GREY, linestyle="--", linewidth=1)
         axes.text(1.01, overall, f"all {overall:.3f}", va="center", color=GREY,
@@ -422,7 +422,7 @@ def score_comparison(scores: Sequence[Mapping[str, Any]]) -> Figure:
                 f"found {score['kind']!r}. Choose the one that fits."
             )
     ordered = sorted(scores, key=lambda score: score["accuracy"])
-    with _figure(0.9 + 0.32 * len(ordered)) as figure:
+    with styled_figure(0.9 + 0.32 * len(ordered)) as figure:
         axes = figure.subplots()
         for y, score in enumerate(ordered):
             words, colour = SCORE_KINDS[score["kind"]]
