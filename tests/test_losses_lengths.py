@@ -84,15 +84,13 @@ def test_max_length_gradient_does_not_know_n(rows, n):
 
 
 def test_descent_grows_every_length_and_ascent_shrinks_it():
-    grown = shrunk = f64([1, 8])
+    descent, ascent = f64([1, 8]), f64([1, 8])
     for _ in range(50):
-        grown, shrunk, before = (
-            sgd_step(grown, max_length_loss_grad(grown), learning_rate=0.1)[0],
-            sgd_step(shrunk, -max_length_loss_grad(shrunk), learning_rate=0.001)[0],
-            (grown, shrunk),
-        )
-        assert (grown > before[0]).all()
-        assert (shrunk < before[1]).all()
+        before = descent, ascent
+        descent, _ = sgd_step(descent, max_length_loss_grad(descent), learning_rate=0.1)
+        ascent, _ = sgd_step(ascent, -max_length_loss_grad(ascent), learning_rate=0.001)
+        assert (descent > before[0]).all()
+        assert (ascent < before[1]).all()
     # without end either way: the loss has no bound
     assert max_length_loss(f64([1e300])).item() < -690
     assert max_length_loss(f64([1e-300])).item() > 690

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from loss_strategies import DTYPES, close, f64, label_tensors, sizes, tensors
 
 from tutorkit.losses import (
+    IGNORE_INDEX,
     AdamState,
     adamw_step,
     adamw_step_naive,
@@ -229,7 +230,7 @@ def test_without_a_penalty_the_step_is_the_step():
 @given(st.data(), sizes(1, 6), st.integers(1, 4))
 def test_the_sums_of_micro_batches_make_the_step_of_the_large_batch(data, rows, size):
     logits, labels = data.draw(tensors((rows, 3))), data.draw(label_tensors((rows,), 3))
-    counted = max(1, (labels != -100).sum().item())
+    counted = max(1, (labels != IGNORE_INDEX).sum().item())
     whole, _ = sgd_step(logits, cross_entropy_grad(logits, labels), learning_rate=0.1)
     leaf = logits.clone().requires_grad_(True)
     for start in range(0, rows, size):  # backward adds to leaf.grad

@@ -1,14 +1,12 @@
-"""Update rules by hand, parameter groups, learning-rate schedules."""
+"""Update rules by hand, parameter groups."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
 from tutorkit.models import load_model, set_trainable
-from tutorkit.optim import SCHEDULES, SGDW, lr_factor, make_optimizer, parameter_groups
+from tutorkit.optim import SGDW, make_optimizer, parameter_groups
 
 LR, DECAY, MOMENTUM = 0.1, 0.5, 0.9
 START, GRADS = [1.0, -2.0, 0.5], [[0.5, -1.0, 2.0], [1.0, 0.25, -0.5], [-3.0, 0.0, 1.0]]
@@ -134,41 +132,3 @@ def test_parameter_groups_leave_out_an_empty_group():
     assert [g["weight_decay"] for g in parameter_groups(torch.nn.LayerNorm(3), 0.1)] == [0.0]
     no_bias = torch.nn.Linear(3, 2, bias=False)
     assert [g["weight_decay"] for g in parameter_groups(no_bias, 0.1)] == [0.1]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_warm_up_rises_in_equal_steps_to_one(schedule):
-    found = [lr_factor(schedule, step, total_steps=20, warmup_steps=4) for step in range(5)]
-    assert found == [0.25, 0.5, 0.75, 1.0, 1.0]
-
-
-@pytest.mark.parametrize(("schedule", "expected"), [
-    ("linear", [1, 0.75, 0.5, 0.25, 0]),
-    ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]),
-    ("constant", [1, 1, 1, 1, 1]),
-])  # fmt: skip
-@pytest.mark.parametrize("warmup", [0, 10])
-def test_decay_after_the_warm_up(schedule, expected, warmup):
-    steps = [warmup + quarter * 10 for quarter in range(5)]
-    found = [lr_factor(schedule, step, total_steps=warmup + 40, warmup_steps=warmup)
-             for step in steps]
-    assert found == pytest.approx(expected, abs=1e-12)
-
-
-def test_cosine_formula_at_every_step():
-    for step in range(5, 30):
-        expected = 0.5 * (1 + math.cos(math.pi * (step - 5) / 25))
-        assert lr_factor("cosine", step, 30, 5) == pytest.approx(expected, abs=1e-15)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (3, 3), (7, 2)])
-def test_every_step_of_a_short_run_moves_and_none_overshoots(schedule, total, warmup):
-    factors = [lr_factor(schedule, step, total, warmup) for step in range(total)]
-    assert all(0 < factor <= 1 for factor in factors)
-    assert max(factors) == 1
-
-
-def test_unknown_schedule():
-    with pytest.raises(ValueError, match=r"schedule: expected one of .*'cosine'.*found 'step'"):
-        lr_factor("step", 0, 10, 2)

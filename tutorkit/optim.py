@@ -1,4 +1,4 @@
-"""Update rules: parameter groups, AdamW, SGD with decoupled weight decay, learning-rate schedules.
+"""The optimizers of training: parameter groups, AdamW, SGD with decoupled weight decay.
 
     θ ← θ - η u - η λ θ
 
@@ -7,16 +7,14 @@ is weight decay, kept apart from the gradient step: it does not pass through u.
 
 Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithms 1 (SGDW) and
 2 (AdamW). There only the schedule's factor scales the decay; here, as in torch, all of η does.
+`tutorkit.losses.steps` has the same updates as plain functions.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("linear", "cosine", "constant")
 
 
 class SGDW(torch.optim.SGD):
@@ -77,22 +75,3 @@ def make_optimizer(
     if name == "sgd":
         return SGDW(groups, lr=learning_rate, momentum=0.9)
     raise ValueError(f"optimizer: expected one of {OPTIMIZERS}, found {name!r}")
-
-
-def lr_factor(schedule: str, step: int, total_steps: int, warmup_steps: int) -> float:
-    """The factor on the learning rate at a step, counted from 0.
-
-    It rises linearly over the warm-up to 1, then falls to 0 at the end: along a line, along half a
-    cosine (Loshchilov & Hutter 2017, "SGDR", equation 5), or not at all ("constant").
-
-    Raises:
-        ValueError: an unknown schedule.
-    """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule: expected one of {SCHEDULES}, found {schedule!r}")
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 1.0 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2

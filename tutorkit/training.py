@@ -31,8 +31,8 @@ from accelerate.utils import gather_object
 
 from tutorkit.checkpoints import Keeper
 from tutorkit.data import SentimentDataset, check_classes, evaluation_batches, training_batches
-from tutorkit.losses import cross_entropy
-from tutorkit.optim import OPTIMIZERS, SCHEDULES, lr_factor, make_optimizer
+from tutorkit.losses import SCHEDULES, cross_entropy, lr_schedule
+from tutorkit.optim import OPTIMIZERS, make_optimizer
 from tutorkit.precision import PRECISIONS, autocast, choose_device, choose_precision
 
 EVENTS = ("train_start", "step", "evaluation", "checkpoint", "epoch_end", "train_end")
@@ -48,7 +48,7 @@ class TrainConfig:
     learning_rate: float = 1e-4  # peak, reached after the warm-up
     weight_decay: float = 0.01  # λ of θ ← θ - ηg - ηλθ; not on biases and norms
     warmup_ratio: float = 0.1  # share of all steps in which the learning rate rises
-    schedule: str = "linear"  # after the warm-up: "linear", "cosine" or "constant"
+    schedule: str = "linear"  # or "cosine", "constant", "slanted_triangular"
     optimizer: str = "adamw"  # or "sgd"
     max_grad_norm: float = 1.0  # gradients are scaled down to this L2 norm
     evaluations_per_epoch: int = 2  # looks at the validation rows in one epoch
@@ -240,8 +240,8 @@ def train_step(
     config, rank, world = state.config, accelerator.process_index, accelerator.num_processes
     # The state of dropout depends on (seed, step, process) alone, hence resume is exact.
     torch.manual_seed((config.seed * 1_000_003 + state.step) * world + rank)
-    factor = lr_factor(config.schedule, state.step, state.total_steps,
-                       round(config.warmup_ratio * state.total_steps))
+    factor = lr_schedule(config.schedule, state.step, state.total_steps,
+                         round(config.warmup_ratio * state.total_steps))
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * factor
     rows = sum(len(batch) for batch in batches)
