@@ -39,8 +39,7 @@ PUBLISHED = {
 def test_a_published_table_by_hand() -> None:
     report = audit_report(PUBLISHED, expected_support=12500, claims={"F1": 0.853})
     assert verdicts(report) == {
-        # 2·0.8305·0.8175/1.648 = 0.8239 falls short of nothing that prints 0.821 (0.8205..0.8215):
-        # the smallest, 2·0.8295·0.8165/1.646 = 0.8229, is already above.
+        # 2·0.8295·0.8165/1.646 = 0.8229 at least, and 0.821 is printed for 0.8205..0.8215.
         "F1 of class 0": "impossible",
         # 2·0.8535·0.8785/1.732 = 0.8658 > 0.8655
         "F1 of class 1": "impossible",

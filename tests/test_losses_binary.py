@@ -186,3 +186,11 @@ def test_unknown_reduction(function):
 def test_shapes_that_do_not_match(logits, labels):
     with pytest.raises(ValueError, match=r"expected logits \(N,\) and labels \(N,\), found shapes"):
         _check(torch.zeros(logits), torch.zeros(labels, dtype=torch.long), "mean")
+
+
+def test_an_ignored_row_does_no_harm_whatever_its_score():
+    scores, labels = torch.tensor([1.0, math.nan]), torch.tensor([1, IGNORE_INDEX])
+    leaf = scores.clone().requires_grad_(True)
+    binary_cross_entropy(leaf, labels).backward()
+    assert leaf.grad.isfinite().all() and leaf.grad[1] == 0
+    assert torch.equal(binary_cross_entropy_grad(scores, labels), leaf.grad)

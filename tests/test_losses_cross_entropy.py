@@ -273,11 +273,7 @@ def test_linear_head_gradients_agree_with_autograd_and_differences(arguments):
     def loss(hidden, weight, bias, labels):
         return cross_entropy(torch.nn.functional.linear(hidden, weight, bias), labels)
 
-    def grads(*arguments):
-        found = linear_head_grads(*arguments)
-        return found.hidden, found.weight, found.bias
-
-    assert check_gradient(loss, grads, *arguments, verbose=False)
+    assert check_gradient(loss, linear_head_grads, *arguments, verbose=False)
 
 
 def test_linear_head_with_every_row_ignored_has_zero_gradients():
@@ -413,3 +409,19 @@ def test_smoothing_out_of_range(function, smoothing):
 def test_label_smoothing_checks_its_labels(function):
     with pytest.raises(ValueError, match=r"labels in 0…1 or -100 \(ignored\), found 2"):
         function(torch.zeros(1, 2), torch.tensor([2]), 0.1)
+
+
+@pytest.mark.parametrize("broken", [math.inf, -math.inf, math.nan])
+def test_an_ignored_row_does_no_harm_whatever_its_logits(broken):
+    logits, labels = some_rows(4, 3)
+    labels[1] = IGNORE_INDEX
+    clean = logits.clone()
+    logits[1, 0] = broken
+    for loss in (cross_entropy, label_smoothing_cross_entropy):
+        leaf = logits.clone().requires_grad_(True)
+        value = loss(leaf, labels)
+        value.backward()
+        assert torch.equal(value, loss(clean, labels))
+        assert leaf.grad.isfinite().all() and not leaf.grad[1].any()
+    for grad in (cross_entropy_grad, label_smoothing_cross_entropy_grad):
+        assert torch.equal(grad(logits, labels), grad(clean, labels))

@@ -135,6 +135,11 @@ def test_central_differences_are_exact_to_about_the_second_third_of_the_digits()
     assert result.tensors[0].autograd.max_abs == 0
 
 
+def test_the_step_of_the_differences_grows_with_the_input():
+    # x² = 10¹⁶ is rounded to 2: an error of 10⁵ in 2 · 10⁸ over a step of 6 · 10⁻⁶, 10⁻³ over 600
+    assert quiet(lambda x: (x**2).sum(), lambda x: 2 * x, f64([1e8, -1e8]))
+
+
 # --- what is printed
 
 

@@ -238,3 +238,8 @@ def test_no_examples_give_no_changes(width):
     for norm in NORMS:
         assert fgm_perturbation(empty, 1.0, norm).shape == (0, width)
         assert pgd_perturbation(torch.sin, empty, 1.0, 0.5, 2, norm).shape == (0, width)
+
+
+def test_pgd_refuses_a_gradient_of_another_shape():
+    with pytest.raises(ValueError, match=r"gradient of the input's shape \(2, 3\), found \(1, 3\)"):
+        pgd_perturbation(lambda x: x[:1], torch.ones(2, 3), 1.0, 0.5, 2)

@@ -157,8 +157,9 @@ def test_adams_first_step_has_the_size_of_the_learning_rate(step):
     assert theta.item() == pytest.approx(-0.05, abs=1e-12)
 
 
-def test_adams_moments_forget_by_the_documented_shares():
-    _, state = adamw_step(f64(0), f64(1), learning_rate=0.1)
+@pytest.mark.parametrize("step", ADAM_FORMS)
+def test_adams_moments_forget_by_the_documented_shares(step):
+    _, state = step(f64(0), f64(1), learning_rate=0.1)
     assert state.first.item() == pytest.approx(0.1, abs=1e-15)
     assert state.second.item() == pytest.approx(0.001, abs=1e-15)
 

@@ -149,8 +149,8 @@ def test_loss_surface_draws_the_paths_and_their_losses():
         assert line in surface.lines and curve in over_time.lines
     np.testing.assert_allclose(drawing._penalised.get_xydata()[0], math_data.head_minimum(0.3))
     assert all(a is b for a, b in zip(contours, surface.collections[0].get_paths(), strict=True))
-    final = math_data.head_loss(paths["AdamW"][-1]).item()
-    assert surface_words(drawing)["AdamW"] == f"final loss {final:.3f}"
+    late = math_data.head_loss(paths["AdamW"][-10:]).mean().item()
+    assert surface_words(drawing)["AdamW"] == f"late loss {late:.3f}"
 
 
 def test_loss_surface_says_which_paths_diverge_or_leave_the_frame():
@@ -158,7 +158,7 @@ def test_loss_surface_says_which_paths_diverge_or_leave_the_frame():
     drawing.update(learning_rate=5.0, weight_decay=1.0)  # |1 - ηλ| = 4: θ grows fourfold a step
     words = surface_words(drawing)
     assert words["SGD"] == words["SGD, momentum"] == words["AdamW"] == "diverges"
-    assert words["Adam, L2 penalty"] == "final loss 1.256, leaves frame"
+    assert words["Adam, L2 penalty"].endswith(", leaves frame")
     drawing.update(learning_rate=1.0)
     assert surface_words(drawing)["SGD"].endswith(", above start")
     broken = np.full((3, 2), np.nan)

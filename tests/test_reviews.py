@@ -13,8 +13,8 @@ import pytest
 FIELDS = ["id", "text", "label", "aspects", "tags", "pair", "split"]
 ASPECTS = {"acting", "plot", "visuals", "music", "pace"}
 TAGS = {"negation", "contrast", "sarcasm", "comparison"}
-ROWS_PER_SPLIT = {"train": 120, "validation": 30, "test": 50}
-PAIRS_PER_SPLIT = {"train": 6, "validation": 4, "test": 10}
+ROWS_PER_SPLIT = {"train": 440, "validation": 100, "test": 200}
+PAIRS_PER_SPLIT = {"train": 26, "validation": 14, "test": 50}
 
 LINES = (
     files("tutorkit.datasets.reviews")
@@ -63,7 +63,7 @@ def test_every_line_has_the_documented_fields():
 
 
 def test_ids_number_the_lines():
-    assert [row["id"] for row in ROWS] == [f"r{i:03d}" for i in range(1, 201)]
+    assert [row["id"] for row in ROWS] == [f"r{i:03d}" for i in range(1, 741)]
 
 
 def test_texts_are_unique_plain_and_short():
@@ -78,7 +78,7 @@ def test_texts_are_unique_plain_and_short():
 def test_lengths_are_spread():
     lengths = [len(row["text"].split()) for row in ROWS]
     bands = Counter("short" if n < 30 else "long" if n > 60 else "middle" for n in lengths)
-    assert all(60 <= bands[name] <= 75 for name in ("short", "middle", "long"))
+    assert all(230 <= bands[name] <= 270 for name in ("short", "middle", "long"))
 
 
 @pytest.mark.parametrize(("split", "n"), ROWS_PER_SPLIT.items())
@@ -94,7 +94,7 @@ def test_every_aspect_and_tag_occurs_with_both_labels():
 
 def test_pairs_have_opposite_labels_in_one_split():
     by_name = pairs()
-    assert sorted(by_name) == [f"p{i:02d}" for i in range(1, 21)]
+    assert sorted(by_name) == [f"p{i:02d}" for i in range(1, 91)]
     for name, members in by_name.items():
         assert sorted(row["label"] for row in members) == [0, 1], name
         assert len({row["split"] for row in members}) == 1, name

@@ -84,7 +84,7 @@ def test_two_explorers_of_two_drawings_do_not_meet():
     before = bytes(picture.value)
     sliders["steps T"].value = 20
     assert bytes(picture.value) == before
-    assert (first.values["total"], second.values["total"]) == (20, 100)
+    assert (first.values["total"], second.values["total"]) == (20, 200)
 
 
 def test_the_picture_says_what_it_shows():

@@ -77,7 +77,7 @@ class LossSurface(Drawing):
         _fixed_ticks(over_time.yaxis, [0.3, 0.5, 1, 2, 5, 10])
         self._paths, self._losses = [], []
         for style in self.styles.values():
-            look = style | MOVING | {"markersize": 2.5, "linewidth": 1.2}
+            look = style | MOVING | {"markersize": 3, "linewidth": 1.2, "markevery": 5}
             self._paths += surface.plot([], [], **look)
             self._losses += over_time.plot([], [], **look | {"marker": ""})
         marks = [
@@ -105,7 +105,7 @@ class LossSurface(Drawing):
                       ha="center", fontsize=8)  # fmt: skip
         axes.plot(*math_data.START, "o", color=INK, markersize=5, **MOVING | {"zorder": 4})
         axes.set(xlim=self.x_limits, ylim=self.y_limits, xlabel="θ₁", ylabel="θ₂", aspect="equal")
-        axes.set_title(f"{math_data.STEPS} steps over the loss of two weights")
+        axes.set_title(f"{math_data.STEPS} steps over the loss, a mark every 5")
         axes.grid(visible=False)
 
     def _move(self, learning_rate: float, weight_decay: float, momentum: float) -> None:
@@ -124,7 +124,7 @@ class LossSurface(Drawing):
         low, high = np.transpose([self.x_limits, self.y_limits])
         inside = ((low <= path) & (path <= high)).all()
         remark = ", above start" if loss[-1] > loss[0] else "" if inside else ", leaves frame"
-        return f"final loss {loss[-1]:.3f}{remark}"
+        return f"late loss {loss[-10:].mean():.3f}{remark}"  # one step of a zigzag tells little
 
 
 class SoftmaxTemperature(Drawing):
@@ -249,7 +249,7 @@ class Schedules(Drawing):
 
     controls = {
         "warmup_share": Control("warm-up share", (0.0, 0.05, 0.1, 0.2, 0.3, 0.5), 0.1, "{:.0%}"),
-        "total": Control("steps T", (20, 50, 100, 150, 200), 100),
+        "total": Control("steps T", (20, 50, 100, 150, 200), 200),
     }
     height = 2.8
     description = (

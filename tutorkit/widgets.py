@@ -163,4 +163,9 @@ def explore(drawing: Drawing) -> ipywidgets.VBox:
         slider.observe(show, names="value")
     # Sliders that do not fit beside each other go to the next line.
     row = ipywidgets.HBox(list(sliders.values()), layout={"flex_flow": "row wrap"})
-    return ipywidgets.VBox([row, picture])
+
+    class Explorer(ipywidgets.VBox):
+        def __repr__(self) -> str:  # what stands there where no widget can be shown
+            return f"Sliders ({', '.join(s.description for s in sliders.values())}): run this cell."
+
+    return Explorer([row, picture])

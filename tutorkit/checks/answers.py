@@ -49,6 +49,8 @@ def describe(value: Any) -> str:
     """A value in a few words: the shape of a tensor, numbers and texts as they are."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if hasattr(value, "shape"):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list, dict)):
         inside = [describe(part) for part in list(parts(value).values())[:3]]
         more = ", …" if len(value) > 3 else ""
@@ -56,11 +58,23 @@ def describe(value: Any) -> str:
     return f"{value!r:.80} ({kind(value)})"
 
 
+def with_values(value: Any) -> str:
+    """As `describe`; of a tensor with few entries the entries too, so that a case can be redone."""
+    if isinstance(value, torch.Tensor) and 0 < value.numel() <= 8:
+        shown = value.detach().double().round(decimals=4) if value.is_floating_point() else value
+        return f"{describe(value)}, {shown.tolist()}"
+    return describe(value)
+
+
 def structure_problem(expected: Any, found: Any, where: str = "answer") -> str | None:
     """What is wrong with the kinds, lengths and shapes of an answer."""
     inside, others = parts(expected), parts(found)
     problem = f"{where}: expected {describe(expected)}, found {describe(found)}."
     if kind(found) != kind(expected) or set(inside) != set(others):
+        if isinstance(expected, torch.Tensor) and hasattr(found, "shape"):
+            problem += " Stay with torch from the first line to the last."
+        elif isinstance(expected, torch.Tensor) and kind(found) == "number":
+            problem += " Keep it a tensor, without float() or .item()."
         return problem
     if isinstance(expected, torch.Tensor) and expected.shape != found.shape:
         return f"{problem} The shapes must be equal; nothing is broadcast."
@@ -90,8 +104,9 @@ def dtype_problem(expected: Any, found: Any) -> str | None:
         # An int is taken where a float is asked for, as Python itself does.
         if dtype(right) != dtype(answer) and (dtype(right), dtype(answer)) != ("float", "int"):
             return (
-                f"{where}: expected dtype {dtype(right)}, found {dtype(answer)}. "
-                "Find the line where the dtype changes."
+                f"{where}: expected dtype {dtype(right)}, found {dtype(answer)}. Find the line "
+                "where the dtype changes (torch.tensor(1.0) is float32: x.new_tensor(1.0) has the "
+                "dtype of x)."
             )
     return None
 

@@ -23,6 +23,7 @@ from tutorkit.checks.answers import (
     largest_difference,
     same,
     structure_problem,
+    with_values,
 )
 
 SEEDS = (11, 22, 33, 44, 55, 66)  # of the inputs; fixed, so that a check always says the same
@@ -130,7 +131,7 @@ class Exercise:
 
     def _named(self, inputs: tuple) -> str:
         pairs = zip(inspect.signature(self.solution).parameters, inputs, strict=True)
-        return ", ".join(f"{name} = {describe(value)}" for name, value in pairs)
+        return ", ".join(f"{name} = {with_values(value)}" for name, value in pairs)
 
     def _check_parameters(self, learner: Any) -> None:
         if not callable(learner):

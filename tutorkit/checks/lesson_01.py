@@ -26,7 +26,8 @@ def _between(generator: Generator, low: float, high: float) -> float:
 def _logits_and_labels(generator: Generator) -> tuple[Tensor, Tensor]:
     rows, classes = _whole(generator, 2, 6), _whole(generator, 3, 5)
     logits = _normal(generator, rows, classes, scale=2)
-    return logits, torch.randint(classes, (rows,), generator=generator)
+    seen = classes - _whole(generator, 0, 1)  # a batch need not hold the last class
+    return logits, torch.randint(seen, (rows,), generator=generator)
 
 
 def _onehot(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,6 +51,7 @@ def _batches(generator: Generator) -> tuple[Tensor, Tensor]:
 risk_from_batches = Exercise(
     solution=risk_from_batches,
     inputs=_batches,
+    tolerance=1e-6,  # whole numbers divided by each other are float32, and right all the same
     mistakes=(
         Mistake(
             "this is the mean of the batches' means: a row of the short last batch weighs more "
@@ -161,6 +163,12 @@ smoothed_loss = Exercise(
             _with_targets(lambda y, e, classes: (1 - e) * y + e / (classes - 1) * (1 - y)),
         ),
         Mistake(
+            "the minus is missing: log p is below 0, the loss above",
+            lambda logits, labels, smoothing: (
+                -losses.label_smoothing_cross_entropy(logits, labels, smoothing)
+            ),
+        ),
+        Mistake(
             "this is the cross-entropy without smoothing",
             lambda logits, labels, smoothing: losses.cross_entropy(logits, labels),
         ),
@@ -265,6 +273,7 @@ def _adamw_but(
     corrected: bool = True,
     eps_inside: bool = False,
     eps_first: bool = False,
+    rooted: bool = True,
     through_gradient: bool = False,
     scaled: bool = True,
     decayed: bool = True,
@@ -277,7 +286,7 @@ def _adamw_but(
             grad = grad + weight_decay * theta
         first = 0.9 * first + 0.1 * grad
         second = 0.999 * second + 0.001 * grad**2
-        t = step + shift
+        t = torch.tensor(step + shift, dtype=theta.dtype)  # a tensor divides by 0 without an error
         m = first / (1 - 0.9**t) if corrected else first
         v = second / (1 - 0.999**t) if corrected else second
         if eps_inside:
@@ -285,13 +294,25 @@ def _adamw_but(
         elif eps_first:  # ε added before the correction
             root = (second.sqrt() + 1e-8) / (1 - 0.999**t) ** 0.5
         else:
-            root = v.sqrt() + 1e-8
+            root = (v.sqrt() if rooted else v) + 1e-8
         new = theta - learning_rate * m / root
         if decayed and not through_gradient:
             new = new - (learning_rate if scaled else 1) * weight_decay * theta
         return new, first, second
 
     return step_function
+
+
+def _adamw_returning_corrected(theta, grad, first, second, step, learning_rate, weight_decay):
+    new, first, second = _adamw_but()(theta, grad, first, second, step, learning_rate, weight_decay)
+    return new, first / (1 - 0.9**step), second / (1 - 0.999**step)
+
+
+def _adamw_decaying_last(theta, grad, first, second, step, learning_rate, weight_decay):
+    new, first, second = _adamw_but(decayed=False)(
+        theta, grad, first, second, step, learning_rate, weight_decay
+    )
+    return new * (1 - learning_rate * weight_decay), first, second
 
 
 adamw = Exercise(
@@ -321,9 +342,26 @@ adamw = Exercise(
             "the bias corrections count one step too many: `step` is t itself, 1 at the first step",
             _adamw_but(shift=1),
         ),
+        Mistake(
+            "the bias corrections count one step too few, which divides by 0 at the first: `step` "
+            "is t itself, 1 at the first step",
+            _adamw_but(shift=-1),
+        ),
+        Mistake(
+            "the root is missing: m̂ is divided by √v̂ + ε, not by v̂ + ε",
+            _adamw_but(rooted=False),
+        ),
+        Mistake(
+            "m and v are returned corrected; the next step needs them as they are",
+            _adamw_returning_corrected,
+        ),
+        Mistake(
+            "the decay is taken of the new θ; the last term has the θ from before the step",
+            _adamw_decaying_last,
+        ),
     ),
     hints=(
-        "Four lines of algorithm 2: m, v, the two corrected ones, then θ.",
+        "Four lines of section 3: m, v, the two corrected ones, then θ.",
         "The corrected ones are used for θ only; return m and v uncorrected.",
         "θ - η m̂ / (√v̂ + 10⁻⁸) - η λ θ, with the θ from before the step in the last term.",
     ),
@@ -488,6 +526,33 @@ distillation_gradient = Exercise(
             _distillation_times(lambda t, rows, classes: rows),
         ),
         Mistake(
+            "divided by the number of entries, N times C, as KL functions with the reduction mean "
+            "do; the mean is over the N rows only",
+            _distillation_times(lambda t, rows, classes: 1 / classes),
+        ),
+        Mistake(
+            "the softmax runs over the rows of the batch; it belongs over the classes (dim=1)",
+            lambda student_logits, teacher_logits, temperature: (
+                temperature
+                * (
+                    torch.softmax(student_logits / temperature, 0)
+                    - torch.softmax(teacher_logits / temperature, 0)
+                )
+                / len(student_logits)
+            ),
+        ),
+        Mistake(
+            "the teacher is not softened: divide its logits by T as well",
+            lambda student_logits, teacher_logits, temperature: (
+                temperature
+                * (
+                    torch.softmax(student_logits / temperature, 1)
+                    - torch.softmax(teacher_logits, 1)
+                )
+                / len(student_logits)
+            ),
+        ),
+        Mistake(
             "the temperature is missing inside the softmax",
             lambda student_logits, teacher_logits, temperature: (
                 temperature
@@ -519,6 +584,7 @@ def accuracy_from_recalls(recalls: Tensor, supports: Tensor) -> Tensor:
 accuracy_from_recalls = Exercise(
     solution=accuracy_from_recalls,
     inputs=_recalls,
+    tolerance=1e-6,  # as in the first exercise
     mistakes=(
         Mistake(
             "this is the plain mean, macro recall; a large class counts for more in the accuracy",

@@ -14,7 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tutorkit.losses.cross_entropy import IGNORE_INDEX, check_reduction, reduce_losses
+from tutorkit.losses.cross_entropy import (
+    IGNORE_INDEX,
+    check_reduction,
+    reduce_losses,
+    without_ignored,
+)
 
 
 def binary_cross_entropy_naive(
@@ -45,6 +50,7 @@ def binary_cross_entropy(
         ValueError: a label other than these, shapes that differ, or an unknown reduction.
     """
     kept, y = _check(logits, labels, reduction)
+    logits = without_ignored(logits, kept)
     # softplus(z) = log(e⁰ + eᶻ); torch's own softplus is cut off to z above 20
     softplus = torch.logaddexp(logits, torch.zeros_like(logits))
     return reduce_losses(softplus - y * logits, kept, reduction)
@@ -55,7 +61,8 @@ def binary_cross_entropy_grad(
 ) -> Float[Tensor, " rows"]:
     """Gradient of the mean loss with respect to the scores: (σ(z) - y) / N; ignored rows give 0."""
     kept, y = _check(logits, labels, "mean")
-    return (torch.sigmoid(logits) - y) * kept / kept.sum().clamp(min=1)
+    p = torch.sigmoid(without_ignored(logits, kept))
+    return (p - y) * kept / kept.sum().clamp(min=1)
 
 
 def _check(logits: Tensor, labels: Tensor, reduction: str) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,11 @@ def _check(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     return kept
 
 
+def without_ignored(logits: Tensor, kept: Tensor) -> Tensor:
+    """The logits with 0 in the rows that do not count: infinity there times a weight 0 is NaN."""
+    return logits.where(kept if logits.ndim == 1 else kept[:, None], 0.0)
+
+
 def reduce_losses(losses: Tensor, kept: Tensor, reduction: str) -> Tensor:
     """Mean, sum or neither of the losses of the rows that count; the others give 0."""
     losses = torch.where(kept, losses, torch.zeros_like(losses))
@@ -90,6 +95,7 @@ def cross_entropy(
         ValueError: a label out of range, shapes that do not match, or an unknown reduction.
     """
     kept = _check(logits, labels, reduction)
+    logits = without_ignored(logits, kept)
     chosen = logits.gather(1, labels.where(kept, 0).long()[:, None])[:, 0]  # (N,)
     return reduce_losses(torch.logsumexp(logits, dim=1) - chosen, kept, reduction)
 
@@ -102,17 +108,17 @@ def cross_entropy_grad(
     N counts the rows that are not ignored; ignored rows have gradient 0.
     """
     kept = _check(logits, labels, "mean")
-    grad = torch.softmax(logits, dim=1)  # (N, C)
+    grad = torch.softmax(without_ignored(logits, kept), dim=1)  # (N, C)
     onehot = torch.nn.functional.one_hot(labels.where(kept, 0).long(), logits.shape[1])
     return (grad - onehot) * kept[:, None] / kept.sum().clamp(min=1)
 
 
 class HeadGrads(NamedTuple):
-    """Gradients of the mean loss of a linear head z = W h + b."""
+    """Gradients of the mean loss of a linear head z = W h + b, in the order of its inputs."""
 
+    hidden: Float[Tensor, "rows hidden"]
     weight: Float[Tensor, "classes hidden"]
     bias: Float[Tensor, " classes"]
-    hidden: Float[Tensor, "rows hidden"]
 
 
 def linear_head_grads(
@@ -139,7 +145,7 @@ def linear_head_grads(
         ValueError: shapes that do not match, or a label out of range.
     """
     grad = cross_entropy_grad(_head_logits(hidden, weight, bias), labels)  # (N, C)
-    return HeadGrads(grad.T @ hidden, grad.sum(dim=0), grad @ weight)
+    return HeadGrads(hidden=grad @ weight, weight=grad.T @ hidden, bias=grad.sum(dim=0))
 
 
 def linear_head_grads_naive(
@@ -164,7 +170,7 @@ def linear_head_grads_naive(
         grad_weight += (grad[i] @ to_weight).reshape(weight.shape)
         grad_bias += grad[i] @ identity
         grad_hidden[i] = grad[i] @ weight
-    return HeadGrads(grad_weight, grad_bias, grad_hidden)
+    return HeadGrads(grad_hidden, grad_weight, grad_bias)
 
 
 def _head_logits(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -219,6 +225,7 @@ def label_smoothing_cross_entropy(
     """
     kept = _check(logits, labels, reduction)
     _check_smoothing(smoothing)
+    logits = without_ignored(logits, kept)
     chosen = logits.gather(1, labels.where(kept, 0).long()[:, None])[:, 0]  # (N,)
     target = (1 - smoothing) * chosen + smoothing * logits.mean(dim=1)
     return reduce_losses(torch.logsumexp(logits, dim=1) - target, kept, reduction)
@@ -229,7 +236,8 @@ def label_smoothing_cross_entropy_grad(
 ) -> Float[Tensor, "rows classes"]:
     """Gradient of the mean loss with respect to the logits: (p - q) / N; ignored rows give 0."""
     kept = _check(logits, labels, "mean")
-    grad = torch.softmax(logits, dim=1) - _smoothed(logits, labels, kept, smoothing)
+    p = torch.softmax(without_ignored(logits, kept), dim=1)
+    grad = p - _smoothed(logits, labels, kept, smoothing)
     return grad * kept[:, None] / kept.sum().clamp(min=1)
 
 

@@ -62,8 +62,11 @@ class GradientCheck:
         return self.ok
 
     def __str__(self) -> str:
-        """One line a tensor. Errors below the tolerance are rounding and differ between machines,
-        so the bound that they keep stands for them; `tensors` has the numbers."""
+        """One line a tensor, two where both ways differ from it.
+
+        Errors below the tolerance are rounding and differ between machines, so the bound that they
+        keep stands for them; `tensors` has the numbers.
+        """
         lines = []
         for tensor in self.tensors:
             if tensor.ok:

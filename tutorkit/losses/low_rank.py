@@ -17,11 +17,11 @@ Up = Float[Tensor, "outputs rank"]
 
 
 class LoraGrads(NamedTuple):
-    """Gradients with respect to LoRA's two matrices and to the layer's input."""
+    """Gradients with respect to the layer's input and to LoRA's two matrices."""
 
+    x: Inputs
     a: Down
     b: Up
-    x: Inputs
 
 
 def lora_forward(x: Inputs, weight: Weight, a: Down, b: Up, alpha: float) -> Outputs:
@@ -82,9 +82,9 @@ def lora_grads(
         )
     through_b = grad_output @ b  # (N, r)
     return LoraGrads(
+        x=grad_output @ weight + scale * through_b @ a,
         a=scale * through_b.T @ x,
         b=scale * grad_output.T @ (x @ a.T),
-        x=grad_output @ weight + scale * through_b @ a,
     )
 
 

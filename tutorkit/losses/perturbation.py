@@ -79,7 +79,8 @@ def pgd_perturbation(
         δ of the shape of x, with norm at most ε in every row.
 
     Raises:
-        ValueError: as `fgm_perturbation`, a step size not above 0, or no steps.
+        ValueError: as `fgm_perturbation`, a step size not above 0, no steps, or a gradient of
+            another shape than x.
 
     Source: Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks",
     section 2.1.
@@ -90,7 +91,13 @@ def pgd_perturbation(
         )
     delta = torch.zeros_like(x)
     for _ in range(steps):
-        delta = delta + fgm_perturbation(gradient(x + delta), step_size, norm)
+        grad = gradient(x + delta)
+        if grad.shape != x.shape:
+            raise ValueError(
+                f"expected a gradient of the input's shape {tuple(x.shape)}, found "
+                f"{tuple(grad.shape)}"
+            )
+        delta = delta + fgm_perturbation(grad, step_size, norm)
         delta = project(delta, epsilon, norm)
     return delta
 

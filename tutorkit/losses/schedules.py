@@ -66,7 +66,9 @@ def lr_schedule_naive(
         p = 1 - (t - cut) / (cut · (1/cut_frac - 1))        otherwise
         η_t = η_max (1 + p (ratio - 1)) / ratio
 
-    Args as in `lr_schedule`; the result is η_t / η_max.
+    Args as in `lr_schedule`, with cut = warmup = T · cut_frac a whole number; the result is
+    η_t / η_max. Where the equation has to round, it falls too fast: T = 105, cut_frac = 0.1 gives
+    cut = 10 and a last factor below 0.
     """
     if kind != "slanted_triangular" or warmup in (0, total):
         return lr_schedule(kind, step, total, warmup, ratio=ratio)
