@@ -7,7 +7,7 @@ READY := .venv/.installed
 NBVAL := $(PY) -m pytest --override-ini addopts= --override-ini filterwarnings= --override-ini timeout=0 \
 	-p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=600 -q
 
-.PHONY: help report test lint lab notebooks badges clean
+.PHONY: help report test lint lab notebooks student badges clean
 
 help:  ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -44,6 +44,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 notebooks: $(READY)  ## run the lessons, store outputs, write exercises; NAMES="05" for some
 	@$(PY) -m tutorkit.notebooks build $(NAMES)
 	@$(PY) -m tutorkit.exercises $(NAMES)
+
+student: $(READY)  ## write the student's and the instructor's edition to classroom/
+	@$(PY) -m tutorkit.editions classroom
 
 badges: $(READY)  ## render badges and Colab cells from the address in pyproject.toml
 	@$(PY) -m tutorkit.notebooks badges

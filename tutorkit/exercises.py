@@ -188,15 +188,16 @@ def read_blocks(cells: list[Any], lesson: str) -> list[Any]:
     return found
 
 
-def generate(script: Path, address: str | None) -> Any | None:
+def generate(script: Path, address: str | None, solved: bool = False) -> Any | None:
     """The notebook that learners work in.
 
     Args:
         script: the lesson's `.py` file.
         address: the repository's public address, which the Colab cell installs from.
+        solved: leave the solutions between their markers, as an instructor's copy has them.
 
     Returns:
-        A notebook node without outputs and solutions; None for a lesson without exercises.
+        A notebook node without outputs; None for a lesson without exercises.
 
     Raises:
         ValueError: if an exercise does not have its form.
@@ -239,7 +240,8 @@ def generate(script: Path, address: str | None) -> Any | None:
             add(f"setup-{number}", each.source)
             continue
         add(f"{each.name}-text", each.text, markdown=True)
-        add(f"{each.name}-solution", stub_source(each.solution), locked=False, solution=True)
+        body = each.solution if solved else stub_source(each.solution)
+        add(f"{each.name}-solution", body, locked=False, solution=True)
         add(f"{each.name}-check", each.check, grade=True, points=each.points)
         add(f"{each.name}-hint", each.check.replace(f".check({each.name})", ".hint()"))
     set_ids(cells)
