@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -226,6 +227,17 @@ def test_what_would_broadcast_is_refused(shape: tuple[int, ...]) -> None:
     assert f"expected a tensor of shape (4,), found a tensor of shape {shape}." in text
 
 
+def test_the_message_holds_a_short_list_in_full_and_says_how_not_to_sort_it() -> None:
+    exercise = sample(lambda rows: sum(rows), lambda g: ([4, 3, 2, 1],))
+    assert refused(lambda rows: 0, exercise).endswith("was with rows = a list of 4, [4, 3, 2, 1].")
+    text = refused(lambda rows: rows.sort() or 10, exercise)
+    assert text.endswith("or `x.add_(1)`. Of a list: `sorted(x)`, not `x.sort()`.")
+    long = sample(lambda rows: sum(rows), lambda g: ([1] * 31,))
+    assert "rows = a list of 31 (1 (number), 1 (number), 1 (number), …)" in refused(
+        lambda rows: 0, long
+    )
+
+
 def test_another_dtype_is_refused() -> None:
     text = refused(lambda values, scale: centred(values, scale).to(torch.bfloat16))
     assert "expected dtype torch.float64, found torch.bfloat16" in text
@@ -400,6 +412,11 @@ def test_the_tolerance_is_relative_to_the_largest_number_and_at_least_to_one() -
         (0.5, torch.tensor(0.5), "expected 0.5 (number), found a tensor of shape ()"),
         (3, 4, "The largest difference is 1, at answer: expected 3, found 4."),
         (3, 3.0, "expected dtype int, found float"),
+        (3, 3.0, "found float. A whole number is asked for: a count, or `int(…)` of one."),
+        (3, torch.tensor(3), "a tensor of shape (). Make it a Python number: `.item()`."),
+        (3, np.int64(3), "found an int64 of shape (). Make it a Python number: `.item()`."),
+        ([True], [np.True_], "of shape (). Make it a Python number: `.item()`."),
+        (torch.tensor([1]), torch.tensor([True]), "torch.bool. `.long()` makes whole numbers."),
         (True, 1, "expected dtype bool, found int"),
         (2**60, 2**60 + 1, f"expected {2**60}, found {2**60 + 1}"),
         ("a b", "a  b", "answer: expected 'a b' (string), found 'a  b' (string)"),

@@ -119,8 +119,10 @@ def take_rows(split, size: int | None, seed: int, name: str = "split"):
 def truncate(ids: list[int], room: int, truncation: str) -> list[int]:
     """Keep `room` ids: the first ones, the last ones, or half from each end.
 
-    Reviews often give their verdict at the end, so `head+tail` keeps it where `head` loses it
-    (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.1).
+    Reviews often give their verdict at the end, so `head+tail` keeps it where `head` loses it.
+    Sun et al. 2019 ("How to Fine-Tune BERT for Text Classification?", section 5.3.1) keep the
+    first 128 tokens and the last 382; here it is half and half, of an odd `room` one more at the
+    end.
     """
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation: expected one of {TRUNCATIONS}, found {truncation!r}")

@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Control:
-    """One number of a figure that can be chosen.
+    """One number or word of a figure that can be chosen.
 
     Attributes:
         label: what the slider is called.
         values: the values that can be chosen, in the slider's order.
         default: the value of the static figure, one of `values`.
-        format: how a value is written, as `str.format` takes it.
+        format: how a value is written, as `str.format` takes it; "{}" for words.
 
     Raises:
         ValueError: the default is not among the values.
     """
 
     label: str
-    values: tuple[float, ...]
-    default: float
+    values: tuple[float | str, ...]
+    default: float | str
     format: str = "{:g}"
 
     def __post_init__(self) -> None:
         self.check(self.default)
 
-    def check(self, value: float) -> None:
+    def check(self, value: float | str) -> None:
         """Raise ValueError for a value that can't be chosen."""
         if value not in self.values:
             allowed = ", ".join(map(self.format.format, self.values))
@@ -81,11 +81,11 @@ class Drawing:
         """Draw everything; what `_move` changes, and what lies over it, with `animated=True`."""
         raise NotImplementedError
 
-    def _move(self, **values: float) -> None:
+    def _move(self, **values: float | str) -> None:
         """Give the moving artists the data of these values."""
         raise NotImplementedError
 
-    def update(self, **values: float) -> None:
+    def update(self, **values: float | str) -> None:
         """Move the figure to other values; a control that is not named keeps its value.
 
         Raises:
@@ -123,7 +123,7 @@ class Drawing:
         return file.getvalue()
 
 
-def redraw(drawing: Drawing, **values: float) -> bytes:
+def redraw(drawing: Drawing, **values: float | str) -> bytes:
     """Move a drawing to these values and return its picture: all that a slider does.
 
     Raises:

@@ -50,7 +50,9 @@ def describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if hasattr(value, "shape"):
-        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+        name = type(value).__name__
+        article = "an" if name[0] in "aeio" else "a"
+        return f"{article} {name} of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list, dict)):
         inside = [describe(part) for part in list(parts(value).values())[:3]]
         more = ", …" if len(value) > 3 else ""
@@ -59,10 +61,13 @@ def describe(value: Any) -> str:
 
 
 def with_values(value: Any) -> str:
-    """As `describe`; of a tensor with few entries the entries too, so that a case can be redone."""
+    """As `describe`, with the entries of a short tensor or list, so that a case can be redone."""
     if isinstance(value, torch.Tensor) and 0 < value.numel() <= 8:
         shown = value.detach().double().round(decimals=4) if value.is_floating_point() else value
         return f"{describe(value)}, {shown.tolist()}"
+    plain = isinstance(value, list) and all(kind(each) in ("number", "string") for each in value)
+    if plain and 0 < len(value) <= 30:
+        return f"a list of {len(value)}, {value}"
     return describe(value)
 
 
@@ -75,6 +80,8 @@ def structure_problem(expected: Any, found: Any, where: str = "answer") -> str |
             problem += " Stay with torch from the first line to the last."
         elif isinstance(expected, torch.Tensor) and kind(found) == "number":
             problem += " Keep it a tensor, without float() or .item()."
+        elif kind(expected) == "number" and getattr(found, "shape", None) == ():
+            problem += " Make it a Python number: `.item()`."
         return problem
     if isinstance(expected, torch.Tensor) and expected.shape != found.shape:
         return f"{problem} The shapes must be equal; nothing is broadcast."
@@ -98,15 +105,25 @@ def dtype(value: Any) -> str:
     return next((t.__name__ for t in (bool, int, float) if isinstance(value, t)), "")
 
 
+# How to get the dtype that is asked for; for every other one, where it is lost.
+TO_DTYPE = {
+    "torch.int64": "`.long()` makes whole numbers.",
+    "int": "A whole number is asked for: a count, or `int(…)` of one.",
+}
+KEEP_DTYPE = (
+    "Find the line where the dtype changes (torch.tensor(1.0) is float32: x.new_tensor(1.0) has "
+    "the dtype of x)."
+)
+
+
 def dtype_problem(expected: Any, found: Any) -> str | None:
     """What is wrong with the dtypes of an answer of the right structure."""
     for where, right, answer in leaves(expected, found):
         # An int is taken where a float is asked for, as Python itself does.
         if dtype(right) != dtype(answer) and (dtype(right), dtype(answer)) != ("float", "int"):
             return (
-                f"{where}: expected dtype {dtype(right)}, found {dtype(answer)}. Find the line "
-                "where the dtype changes (torch.tensor(1.0) is float32: x.new_tensor(1.0) has the "
-                "dtype of x)."
+                f"{where}: expected dtype {dtype(right)}, found {dtype(answer)}. "
+                f"{TO_DTYPE.get(dtype(right), KEEP_DTYPE)}"
             )
     return None
 

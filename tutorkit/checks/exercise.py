@@ -172,9 +172,11 @@ class Exercise:
         names = inspect.signature(self.solution).parameters
         for name, before, after in zip(names, inputs, given, strict=True):
             if not same(before, after, tolerance=0.0):
+                of_a_list = " Of a list: `sorted(x)`, not `x.sort()`."
                 raise self._failed(
                     f"changed its input `{name}` in place, and whoever calls it still needs that. "
                     "Make a new tensor: `x = x + 1`, not `x += 1`, `x[0] = 1` or `x.add_(1)`."
+                    + (of_a_list if isinstance(before, list) else "")
                 )
         return answer
 
