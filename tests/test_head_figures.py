@@ -134,7 +134,7 @@ def test_a_choice_is_a_number_that_reads_as_a_word():
 
 
 def test_the_controls_offer_words(drawing):
-    row, _ = explore(drawing).children
+    row, *_ = explore(drawing).children
     offered = {slider.description: [word for word, _ in slider.options] for slider in row.children}
     assert offered["sentence"] == ["A", "B", "C"]
     assert offered["pooling"] == [name for name, _, _ in figures.CHOICES]

@@ -271,7 +271,7 @@ def test_the_static_padding_figure_is_the_same_picture():
 
 
 def test_the_padding_sliders_name_their_values():
-    row, picture = explore(PaddingWaste(LENGTHS, 12)).children
+    row, picture, _ = explore(PaddingWaste(LENGTHS, 12)).children
     batch_size, padding = row.children
     assert padding.options == tuple((name, name) for name in ("fixed", "per batch", "bucketed"))
     assert padding.value == "per batch"

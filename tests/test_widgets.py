@@ -36,7 +36,7 @@ class Line(Drawing):
 
 
 def parts(box):
-    row, picture = box.children
+    row, picture, _ = box.children
     return {slider.description: slider for slider in row.children}, picture
 
 
@@ -87,11 +87,11 @@ def test_two_explorers_of_two_drawings_do_not_meet():
     assert (first.values["total"], second.values["total"]) == (20, 200)
 
 
-def test_the_picture_says_what_it_shows():
-    _, picture = parts(explore(Schedules()))
-    if not picture.has_trait("tooltip"):
-        pytest.skip("ipywidgets 7 has no place for it")
-    assert picture.tooltip == Schedules.description
+def test_the_caption_says_what_the_picture_shows():
+    drawing = Schedules()
+    drawing.description = "Below 1 & above <0>."
+    caption = explore(drawing).children[-1]
+    assert caption.value == "<small>Below 1 &amp; above &lt;0&gt;.</small>"
 
 
 def test_an_update_keeps_what_is_not_named():

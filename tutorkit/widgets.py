@@ -6,6 +6,7 @@ the moving artists on top. That is what lets a slider answer while it is being d
 
 from __future__ import annotations
 
+import html
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -152,8 +153,8 @@ def explore(drawing: Drawing) -> ipywidgets.VBox:
         for name, control in drawing.controls.items()
     }
     picture = ipywidgets.Image(value=redraw(drawing), format="png", layout={"max_width": "100%"})
-    if picture.has_trait("tooltip"):  # ipywidgets 8; an alternative text it has in no version
-        picture.tooltip = drawing.description
+    # A picture has no alternative text in ipywidgets, and its tooltip fails in JupyterLab 4.6.
+    caption = ipywidgets.HTML(f"<small>{html.escape(drawing.description)}</small>")
 
     def show(_change: object) -> None:
         chosen = {name: slider.value for name, slider in sliders.items()}
@@ -168,4 +169,4 @@ def explore(drawing: Drawing) -> ipywidgets.VBox:
         def __repr__(self) -> str:  # what stands there where no widget can be shown
             return f"Sliders ({', '.join(s.description for s in sliders.values())}): run this cell."
 
-    return Explorer([row, picture])
+    return Explorer([row, picture, caption])
