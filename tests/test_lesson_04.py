@@ -1,0 +1,263 @@
+"""Lesson 04: the loop that it builds is the package's, its exercises are solved, its words hold."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import replace
+
+import jupytext
+import numpy as np
+import pytest
+import torch
+
+from tutorkit import checks, data, exercises, training
+from tutorkit.checks import CheckFailed, lesson_04
+from tutorkit.models import load_model
+from tutorkit.notebooks import NOTEBOOKS
+from tutorkit.sources import load_splits
+from tutorkit.training import TrainConfig
+
+SCRIPT = NOTEBOOKS / "04_training.py"
+CELLS = jupytext.read(SCRIPT).cells
+# The cells that build the loop, each known by one of its definitions.
+BUILT = ("def right(", "def forward(", "def evaluate(", "class Best:", "def steps_of_epoch(",
+         "def train_step(", "def fit(")  # fmt: skip
+CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def definitions(source: str) -> str:
+    """The imports, functions and classes of a cell, without what else it does."""
+    kept, inside = [], False
+    for line in source.splitlines(keepends=True):
+        if not line.startswith((" ", "\n", ")")):
+            inside = line.startswith(("def ", "class ", "@", "import ", "from "))
+        if inside:
+            kept.append(line)
+    return "".join(kept)
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """What the lesson's own definitions make, executed from its script."""
+    code = [cell.source for cell in CELLS if cell.cell_type == "code"]
+    names: dict = {}
+    imports = next(source for source in code if source.startswith("import copy"))
+    exec(definitions(imports), names)
+    for start in BUILT:
+        found = [source for source in code if f"\n{start}" in f"\n{source}"]
+        assert len(found) == 1, f"expected one cell with {start!r}, found {len(found)}"
+        exec(compile(definitions(found[0]), f"04_training.py: {start}", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the setup and the solutions of the exercises define."""
+    found: dict = {}
+    for cell in CELLS:
+        if {"exercise-setup", "solution"} & set(cell.metadata.get("tags", [])):
+            exec(cell.source, found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def sets(tiny):
+    def texts(split, count):
+        table = load_splits("reviews")[split].to_pandas()
+        rows = [row for label in (0, 1)
+                for row in table[table.label == label].head(count // 2).itertuples()]  # fmt: skip
+        return data.SentimentDataset(
+            [row.text for row in rows], [row.label for row in rows], tiny.tokenizer, max_length=48
+        )
+
+    return texts("train", 26), texts("validation", 12)
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, gradient_accumulation_steps=3, seed=5),  # steps of 12, 12 and 2 rows
+        replace(CONFIG, schedule="cosine", warmup_ratio=0.3, max_grad_norm=0.1),
+        replace(CONFIG, evaluations_per_epoch=4, patience=1, epochs=3, weight_decay=0.2),
+        replace(CONFIG, evaluations_per_epoch=1, patience=None),
+    ],
+    ids=["plain", "accumulation", "cosine and clipping", "early stopping", "no patience"],
+)
+def test_the_loop_of_the_lesson_is_the_package_s(lesson, tiny, sets, config):
+    mine, theirs = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in mine.modules())
+    history = lesson["fit"](mine, *sets, config)
+    state = training.fit(theirs, *sets, config)
+    assert len(history["steps"]) == len(state.steps) > 0
+    for a, b in zip(history["steps"], state.steps, strict=True):
+        assert a["step"] == b["step"]
+        for name in ("loss", "learning_rate", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+    assert len(history["evaluations"]) == len(state.evaluations) > 0
+    for a, b in zip(history["evaluations"], state.evaluations, strict=True):
+        assert (a["step"], a["accuracy"]) == (b["step"], b["accuracy"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    for name, weight in theirs.state_dict().items():
+        torch.testing.assert_close(mine.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+    assert not mine.training and not theirs.training
+
+
+def test_early_stopping_was_among_them(lesson, tiny, sets):
+    config = replace(CONFIG, evaluations_per_epoch=4, patience=1, epochs=3, weight_decay=0.2)
+    history = lesson["fit"](copy.deepcopy(tiny.model), *sets, config)
+    assert len(history["steps"]) < 3 * len(lesson["steps_of_epoch"](sets[0], config, 0))
+
+
+def test_evaluate_is_the_package_s_and_keeps_each_module_s_mode(lesson, tiny, sets):
+    network = copy.deepcopy(tiny.model).train()
+    frozen = network.base_model.embeddings.eval()
+    loss, accuracy = lesson["evaluate"](network, sets[1], batch_size=5)
+    expected = training.evaluate(network, sets[1], precision="fp32", device="cpu")
+    assert loss == pytest.approx(expected.loss, rel=1e-5)
+    assert accuracy == expected.accuracy
+    assert network.training and not frozen.training
+
+
+def test_the_best_weights_are_a_copy_and_equal_scores_are_no_new_best(lesson):
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(1.0)
+    best = lesson["Best"](patience=2)
+    looks = [(0.5, 0.6), (0.4, 0.6), (0.4, 0.6), (0.3, 0.5)]  # loss, accuracy
+    found = []
+    for value, look in enumerate(looks, start=1):
+        network.weight.data.fill_(float(value))
+        found.append(best.look(network, *look))
+    assert found == [False, False, False, True]
+    assert best.weights["weight"].item() == 2.0  # of equal accuracies the lower loss
+
+
+# --- the exercises ----------------------------------------------------------------------------
+
+
+def blocks():
+    return [block for block in exercises.read_blocks(CELLS, SCRIPT.stem)
+            if isinstance(block, exercises.Block)]  # fmt: skip
+
+
+def test_there_are_exercises_and_labs():
+    assert len(blocks()) == 6
+    assert sum("spot the flaw" in block.text for block in blocks()) == 3
+
+
+def test_the_solutions_pass_their_checks(names, capsys):
+    for block in blocks():
+        exec(block.check, names)
+    assert capsys.readouterr().out.count("✓") == 6
+
+
+def test_the_solutions_by_hand(names):
+    rates = names["learning_rates"](1.0, 6, 2)
+    assert rates.tolist() == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert names["early_stop"]([0.6, 0.7, 0.7, 0.6, 0.9], 2) == (1, 4)
+    assert names["early_stop"]([0.6, 0.7, 0.6, 0.8, 0.7], 2) == (3, 5)
+    validation, test = torch.tensor([0.6, 0.8, 0.7]), torch.tensor([0.9, 0.7, 0.8])
+    line, accuracy = names["stopping_lab"](validation, test)
+    assert (line, accuracy) == (3, test[1])
+    # 1 and 5 discordant rows: p = 2 · (1 + 6) / 64 = 0.22; 0 and 6: p = 2 / 64 = 0.03.
+    first = torch.tensor([True] * 5 + [False] + [True] * 4)
+    second = torch.tensor([False] * 5 + [True] + [True] * 4)
+    third = torch.tensor([False] * 5 + [False] * 5)
+    assert names["resolved_places"]([first, second]) == [False]
+    assert names["resolved_places"]([first | True, torch.tensor([False] * 6 + [True] * 4)]) == [
+        True
+    ]
+    assert names["resolved_places"]([second, third, third]) == [False, False]
+
+
+def test_early_stopping_is_that_of_fit(names, tiny, sets):
+    """The accuracies of a run that never stops say where a run with patience would."""
+    config = replace(CONFIG, epochs=4, evaluations_per_epoch=3, patience=None)
+    full = training.fit(copy.deepcopy(tiny.model), *sets, config)
+    accuracies = [entry["accuracy"] for entry in full.evaluations]
+    losses = [entry["loss"] for entry in full.evaluations]
+    for patience in (1, 2, 3):
+        stopped = training.fit(copy.deepcopy(tiny.model), *sets, replace(config, patience=patience))
+        ranks = [a - 1e-9 * b for a, b in zip(accuracies, losses, strict=True)]
+        best, made = names["early_stop"](ranks, patience)
+        assert made == len(stopped.evaluations)
+        assert stopped.best == {**stopped.evaluations[best]}
+
+
+def test_the_table_of_the_lab_has_one_swap(names):
+    printed, logs = names["printed"], names["logs"]
+    assert names["swapped_rows"](printed, logs) == ["last layer", "all layers"]
+    right = {name: round(max(log["accuracy"]), 3) for name, log in logs.items()}
+    assert {name for name in printed if printed[name] != right[name]} == {
+        "last layer",
+        "all layers",
+    }
+    assert names["swapped_rows"](right, logs) == []
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer", "message"),
+    [
+        ("stopping_lab", lambda validation, test: (3, test.max()), "what the listing prints"),
+        ("stopping_lab", lambda validation, test: (6, test[validation.argmax()]), "is not 6"),
+        ("swapped_rows", lambda printed, logs: [], "round before comparing|a list of 2"),
+        (
+            "resolved_places",
+            lambda leaderboard: [
+                bool(a.sum() != b.sum()) for a, b in zip(leaderboard, leaderboard[1:], strict=False)
+            ],
+            "the published flaw",
+        ),
+    ],
+)
+def test_the_published_forms_are_refused_by_name(exercise, answer, message):
+    with pytest.raises(CheckFailed, match=message):
+        getattr(lesson_04, exercise).check(answer)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_table_holds_no_swap_by_accident(seed):
+    """Numbers of different rows differ, so that a swap can be seen, and there is one at most."""
+    printed, logs = lesson_04.swapped_rows.inputs(torch.Generator().manual_seed(seed))
+    best = [round(max(log["accuracy"]), 3) for log in logs.values()]
+    assert len(set(best)) == len(best)
+    wrong = [name for name, value in zip(printed, best, strict=True) if printed[name] != value]
+    assert len(wrong) in (0, 1, 2, 3)
+    assert len(lesson_04.swapped_rows.solution(printed, logs)) == (2 if len(wrong) >= 2 else 0)
+
+
+def test_the_ranking_s_inputs_have_both_answers():
+    exercise = lesson_04.resolved_places
+    found = []
+    for seed in checks.exercise.SEEDS:
+        found += exercise.solution(*exercise.inputs(torch.Generator().manual_seed(seed)))
+    assert 0.2 < np.mean(found) < 0.8
+
+
+# --- the lesson -------------------------------------------------------------------------------
+
+
+def test_the_order_of_the_lesson():
+    titles = [re.match(r"## (\d+)\. ", cell.source) for cell in CELLS]
+    assert [int(title[1]) for title in titles if title] == list(range(1, 14))
+    text = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
+    assert [t for t in ("Summary", "Exercises", "Further reading") if f"## {t}" not in text] == []
+
+
+def test_code_cells_are_short():
+    for cell in CELLS:
+        tags = set(cell.metadata.get("tags", []))
+        if cell.cell_type == "code" and not tags & {"colab", "solution", "exercise-setup"}:
+            lines = [line for line in cell.source.split("\n") if line.strip()]
+            assert len(lines) <= 25, cell.source
