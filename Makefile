@@ -18,7 +18,7 @@ report: $(READY)  ## fine-tune a model and write a report; ARGS="-p dataset imdb
 
 # Every stage runs, so that one failure does not hide another. The stored outputs are those of a
 # machine without a mirror or a hub, so the notebooks are compared on such a one.
-test: $(READY)  ## ruff, pytest (with papermill on the report), strict nbval on every notebook
+test: $(READY)  ## ruff, pytest (with papermill on the report), strict nbval, lessons in a browser
 	@failed=0; summary=""; all=$$SECONDS; \
 	stage() { \
 		local name="$$1" start=$$SECONDS result=passed; shift; \
@@ -31,12 +31,21 @@ test: $(READY)  ## ruff, pytest (with papermill on the report), strict nbval on 
 	stage "nbval" env -u TUTORKIT_DATA -u MPLBACKEND -u JPY_SESSION_NAME HF_HUB_OFFLINE=1 \
 		TUTORKIT_RUNS="$$runs" $(NBVAL) notebooks/*.ipynb; \
 	rm -rf "$$runs"; \
+	found=0; chromium=$$($(PY) tests/e2e/chromium.py --install) || found=$$?; \
+	if [ $$found = 3 ]; then \
+		echo "== browser: not run ($$chromium)"; summary+="browser: not run ($$chromium)"$$'\n'; \
+	else \
+		stage "browser" $(PY) -m pytest tests/e2e; \
+	fi; \
 	echo "== make test: $$((SECONDS - all)) s"; printf '%s' "$$summary"; exit $$failed
 
 lint: $(READY)  ## ruff alone
 	@$(PY) -m ruff check .
 
 lab: $(READY)  ## open JupyterLab on the notebooks
+	@# nbgrader's menus are for teachers: `.venv/bin/jupyter labextension enable @jupyter/nbgrader`.
+	@config=.venv/etc/jupyter/labconfig/page_config.json; mkdir -p "$${config%/*}"; \
+	[ -e "$$config" ] || echo '{"disabledExtensions": {"@jupyter/nbgrader": true}}' > "$$config"
 	@# A lesson's kernel works in notebooks/, where a relative path would mean another folder.
 	@if [ -n "$$TUTORKIT_DATA" ]; then TUTORKIT_DATA="$$(cd "$$TUTORKIT_DATA" && pwd)" || exit 1; fi; \
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)

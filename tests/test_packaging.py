@@ -16,7 +16,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-CONDA_NAMES = {"pytorch": "torch", "pytorch-cpu": "torch"}
+CONDA_NAMES = {"pytorch": "torch", "pytorch-cpu": "torch", "playwright-python": "playwright"}
 # What Colab brings in late 2026, where the lessons' first cell installs only what is missing.
 COLAB = {
     "python": "3.13",

@@ -152,7 +152,9 @@ def explore(drawing: Drawing) -> ipywidgets.VBox:
         )
         for name, control in drawing.controls.items()
     }
-    picture = ipywidgets.Image(value=redraw(drawing), format="png", layout={"max_width": "100%"})
+    # As large as the still figure: a box stretches what is in it, and that blurs.
+    layout = {"max_width": "100%", "align_self": "flex-start"}
+    picture = ipywidgets.Image(value=redraw(drawing), format="png", layout=layout)
     # A picture has no alternative text in ipywidgets, and its tooltip fails in JupyterLab 4.6.
     caption = ipywidgets.HTML(f"<small>{html.escape(drawing.description)}</small>")
 
