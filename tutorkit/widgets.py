@@ -156,7 +156,8 @@ def explore(drawing: Drawing) -> ipywidgets.VBox:
     layout = {"max_width": "100%", "align_self": "flex-start"}
     picture = ipywidgets.Image(value=redraw(drawing), format="png", layout=layout)
     # A picture has no alternative text in ipywidgets, and its tooltip fails in JupyterLab 4.6.
-    caption = ipywidgets.HTML(f"<small>{html.escape(drawing.description)}</small>")
+    words = html.escape(drawing.description)
+    caption = ipywidgets.HTML(f'<div style="line-height: 1.4"><small>{words}</small></div>')
 
     def show(_change: object) -> None:
         chosen = {name: slider.value for name, slider in sliders.items()}
