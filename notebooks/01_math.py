@@ -17,8 +17,8 @@
 # # The math that checks itself
 #
 # From the average loss over a training set to one update of one weight. Formulas stand here as the
-# text writes them and as the code uses them, and every gradient is checked in front of you: by
-# autograd and by finite differences, the central ones by algebra as well.
+# text writes them and as the code uses them. Every gradient is checked in front of you three ways:
+# by algebra, with autograd, and with finite differences.
 #
 # **After this lesson you can** derive the gradient of a classification loss, say what a learning
 # rate and a weight decay do to a weight, and tell a formula or a table that holds from one that
@@ -65,6 +65,7 @@ from tutorkit.models import load_model
 torch.manual_seed(seed)
 torch.set_printoptions(precision=4, sci_mode=False)
 checked = {}  # the result of every gradient check of this lesson
+algebra = {}  # and of every one by algebra
 
 # %% [markdown]
 # ## 1. Empirical risk: what training minimises
@@ -216,15 +217,23 @@ print(f"loss if class 0 is true {losses.cross_entropy(z, torch.tensor([0])):.4f}
 # $[c = y]$ is 1 where $c$ is the label and 0 elsewhere. From here on $y$ also stands for the row of
 # these numbers, the *one-hot* label.
 #
-# **By algebra**: sympy differentiates the formula for three classes.
+# **By algebra**: sympy differentiates the formula, here for three classes of which the second is
+# the label, and compares.
 
 # %%
-logits = sympy.symbols("z0:3", real=True)
-total = sum(sympy.exp(symbol) for symbol in logits)
-loss = -sympy.log(sympy.exp(logits[1]) / total)  # the label is class 1
-for c, symbol in enumerate(logits):
-    claimed = sympy.exp(symbol) / total - int(c == 1)
-    print(f"class {c}: {sympy.simplify(sympy.diff(loss, symbol) - claimed) == 0}")
+def by_algebra(f, stated):
+    """Is the stated derivative by each symbol the one that sympy finds?"""
+    return all(sympy.simplify(sympy.diff(f, x) - claim) == 0 for x, claim in stated.items())
+
+
+symbols = sympy.symbols("z0:3", real=True)
+softmax = [sympy.exp(z) / sum(map(sympy.exp, symbols)) for z in symbols]
+onehot = [0, 1, 0]
+algebra["cross-entropy"] = by_algebra(
+    -sympy.log(softmax[1]),
+    {z: softmax[c] - onehot[c] for c, z in enumerate(symbols)},
+)
+print("p - y, by algebra:", algebra["cross-entropy"])
 
 # %% [markdown]
 # **By autograd and by finite differences**, in float64. `check_gradient` compares a stated gradient
@@ -299,6 +308,23 @@ def head_grads(h, W, b):
 
 
 checked["linear head"] = check_gradient(head_loss, head_grads, h, W, b)
+
+# %% [markdown]
+# By algebra, for two inputs and two classes with the label 0: $\partial\ell/\partial W_{kj}$ should
+# be $(p_k - [k = y])\,h_j$, and $\partial\ell/\partial h_j = \sum_k (p_k - [k = y])\,W_{kj}$.
+
+# %%
+ws, bs, hs = sympy.symbols("w0:4"), sympy.symbols("b0:2"), sympy.symbols("h0:2")
+scores = [ws[2 * k] * hs[0] + ws[2 * k + 1] * hs[1] + bs[k] for k in (0, 1)]
+chances = [sympy.exp(score) / sum(map(sympy.exp, scores)) for score in scores]
+errors = [chances[0] - 1, chances[1]]  # p - y
+algebra["linear head"] = by_algebra(
+    -sympy.log(chances[0]),
+    {ws[2 * k + j]: errors[k] * hs[j] for k in (0, 1) for j in (0, 1)}
+    | {bs[k]: errors[k] for k in (0, 1)}
+    | {hs[j]: sum(errors[k] * ws[2 * k + j] for k in (0, 1)) for j in (0, 1)},
+)
+print("the head's gradients, by algebra:", algebra["linear head"])
 
 # %% [markdown]
 # $\partial L/\partial h$ is what flows on into the backbone when everything is fine-tuned; with a
@@ -447,14 +473,12 @@ for name, logits in precisions.items():
 #   \qquad \frac{\partial \ell}{\partial z} = \sigma(z) - y$$
 
 # %%
-score = sympy.Symbol("z", real=True)
+score, truth = sympy.Symbol("z", real=True), sympy.Symbol("y", real=True)
 sigmoid = 1 / (1 + sympy.exp(-score))
-print("d sigma/dz = sigma (1 - sigma):",
-      sympy.simplify(sympy.diff(sigmoid, score) - sigmoid * (1 - sigmoid)) == 0)  # fmt: skip
-for truth in (0, 1):
-    surprise = -truth * sympy.log(sigmoid) - (1 - truth) * sympy.log(1 - sigmoid)
-    claimed = sympy.simplify(sympy.diff(surprise, score) - (sigmoid - truth)) == 0
-    print(f"label {truth}: the derivative is sigma(z) - y: {claimed}")
+print("d sigma/dz = sigma (1 - sigma):", by_algebra(sigmoid, {score: sigmoid * (1 - sigmoid)}))
+surprise = -truth * sympy.log(sigmoid) - (1 - truth) * sympy.log(1 - sigmoid)
+algebra["binary cross-entropy"] = by_algebra(surprise, {score: sigmoid - truth})
+print("dl/dz = sigma - y:", algebra["binary cross-entropy"])
 
 # %%
 scores, truths = torch.randn(5, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
@@ -485,6 +509,13 @@ checked["label smoothing"] = check_gradient(
     lambda z: losses.label_smoothing_cross_entropy_grad(z, y, 0.1),
     z,
 )
+share = sympy.Symbol("epsilon", positive=True)
+q = [(1 - share) * onehot[c] + share / 3 for c in range(3)]
+algebra["label smoothing"] = by_algebra(
+    -sum(target * sympy.log(chance) for target, chance in zip(q, softmax, strict=True)),
+    {z: softmax[c] - q[c] for c, z in enumerate(symbols)},
+)
+print("p - q, by algebra:", algebra["label smoothing"])
 
 # %%
 line = torch.linspace(-2, 8, 400, dtype=torch.float64)
@@ -805,6 +836,7 @@ print("mean of the micro-batches' means:", apart(by_means, large))
 # %%
 H, n, delta = sympy.symbols("H n delta", positive=True)
 derivative = sympy.diff(-sympy.log(H / n), H)
+algebra["Max Length, true gradient"] = by_algebra(-sympy.log(H / n), {H: -1 / H})
 print("the true gradient:", derivative)
 print("does it depend on n?", n in derivative.free_symbols)
 
@@ -961,6 +993,12 @@ print(solution)
 checked["length balance"] = check_gradient(
     losses.length_balance_loss, losses.length_balance_loss_grad, lengths
 )
+budget = h1 + h2 + h3
+algebra["length balance"] = by_algebra(
+    -sum(sympy.log(3 * h / budget) for h in (h1, h2, h3)),
+    {h: 3 / budget - 1 / h for h in (h1, h2, h3)},
+)
+print("n / sum(H) - 1 / H, by algebra:", algebra["length balance"])
 at = lengths.clone()
 for _ in range(2000):
     at = at - 0.5 * losses.length_balance_loss_grad(at)
@@ -987,6 +1025,12 @@ print("3, 8, 20 after descent:", at, f" loss {losses.length_balance_loss(at).abs
 checked["expected length"] = check_gradient(
     losses.expected_length, losses.expected_length_grad, stop_logits
 )
+q0, q1 = (1 / (1 + sympy.exp(-z)) for z in symbols[:2])
+algebra["expected length"] = by_algebra(
+    1 + (1 - q0) + (1 - q0) * (1 - q1),  # S_0 + S_1 + S_2
+    {symbols[0]: -q0 * ((1 - q0) + (1 - q0) * (1 - q1)), symbols[1]: -q1 * (1 - q0) * (1 - q1)},
+)
+print("by algebra:", algebra["expected length"])
 at = torch.full((12,), -3.0, dtype=torch.float64)
 before = losses.expected_length(at)
 for _ in range(200):
@@ -1197,6 +1241,15 @@ checked["distillation"] = check_gradient(
     lambda z: losses.distillation_grad(z, teacher, temperature=3.0),
     student,
 )
+T = sympy.Symbol("T", positive=True)
+target = sympy.symbols("p0:3", positive=True)  # the teacher's probabilities
+target = [*target[:2], 1 - target[0] - target[1]]
+soft = [sympy.exp(z / T) / sum(sympy.exp(k / T) for k in symbols) for z in symbols]
+algebra["distillation"] = by_algebra(
+    T**2 * sum(p * sympy.log(p / q) for p, q in zip(target, soft, strict=True)),
+    {z: T * (soft[c] - target[c]) for c, z in enumerate(symbols)},
+)
+print("T (p(z) - p(v)), by algebra:", algebra["distillation"])
 
 # %% [markdown]
 # **Why $T^2$.** Without it the gradient shrinks as $1/T^2$: raising $T$ would switch the teacher
@@ -1241,6 +1294,16 @@ def lora_gradients(x, A, B):
 
 
 checked["LoRA"] = check_gradient(lora_loss, lora_gradients, x, A, B)
+xs, ws, down, up, gs = (sympy.Matrix(2, 2, sympy.symbols(f"{name}:4")) for name in "xwabg")
+scale = sympy.Symbol("s")
+output = xs * ws.T + scale * (xs * down.T) * up.T
+pairs = [(down, scale * up.T * gs.T * xs), (up, scale * gs.T * xs * down.T),
+         (xs, gs * ws + scale * gs * up * down)]  # fmt: skip
+algebra["LoRA"] = by_algebra(
+    sum(g * y for g, y in zip(gs, output, strict=True)),
+    {x: claim for of, claims in pairs for x, claim in zip(of, claims, strict=True)},
+)
+print("by algebra:", algebra["LoRA"])
 
 # %%
 start = losses.lora_forward(x, W0, A, torch.zeros_like(B), 8)
@@ -1272,6 +1335,15 @@ def adapter_loss(hidden, down, down_bias, up, up_bias):
 checked["adapter"] = check_gradient(
     adapter_loss, lambda *parts: losses.adapter_grads(*parts, G), *parts
 )
+h, D, c, U, d, g = sympy.symbols("h D c U d g", real=True)  # everything of size 1
+a = D * h + c
+normal = (1 + sympy.erf(a / sympy.sqrt(2))) / 2
+slope = normal + a * sympy.exp(-(a**2) / 2) / sympy.sqrt(2 * sympy.pi)
+S = g * U * slope
+algebra["adapter"] = by_algebra(
+    g * (h + U * a * normal + d), {h: g + S * D, D: S * h, c: S, U: g * a * normal, d: g}
+)
+print("by algebra:", algebra["adapter"])
 
 # %% [markdown]
 # ### The worst small change of an input
@@ -1353,6 +1425,14 @@ checked["uncertainty weights"] = check_gradient(
         losses.uncertainty_weighted_loss_grad(task_losses, log_variances, kinds),
     task_losses, log_variances,
 )  # fmt: skip
+k, L, s = sympy.symbols("c L s", positive=True)
+algebra["uncertainty weights"] = by_algebra(
+    k * sympy.exp(-s) * L + s / 2,
+    {L: k * sympy.exp(-s), s: sympy.Rational(1, 2) - k * sympy.exp(-s) * L},
+)
+print("by algebra:", algebra["uncertainty weights"])
+
+# %%
 for _ in range(2000):
     grad = losses.uncertainty_weighted_loss_grad(task_losses, log_variances, kinds).log_variances
     log_variances = log_variances - 0.05 * grad
@@ -1401,13 +1481,18 @@ print(f"over all tags {losses.tagging_loss(tag_logits, tags):.4f}, "
 # %% [markdown]
 # ## Summary
 #
-# Every gradient of this lesson, against autograd and against finite differences:
+# Every gradient of this lesson, by algebra, against autograd and against finite differences. Where
+# the algebra is "in the text", it follows in a line: ignored labels, next tokens, tags and spans
+# are section 2's loss at other places, a weighted sum is linear, and the loss by its input is a
+# chain of factors that stand in the code.
 
 # %%
 pd.DataFrame(
     {
+        "by algebra": [algebra.get(name, "in the text") for name in checked],
         "tensors": [len(result.tensors) for result in checked.values()],
-        "agrees": [result.ok for result in checked.values()],
+        "autograd": [all(t.autograd.ok for t in r.tensors) for r in checked.values()],
+        "finite differences": [all(t.differences.ok for t in r.tensors) for r in checked.values()],
     },
     index=list(checked),
 )
