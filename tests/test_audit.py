@@ -12,6 +12,7 @@ from sklearn.metrics import classification_report
 import tutorkit.audit
 from tutorkit.audit import AuditReport, Finding
 from tutorkit.metrics import audit_report
+from tutorkit.printed_table import read_table
 
 
 def row(precision: float, recall: float, f1: float, support: int | None = None) -> dict:
@@ -181,7 +182,7 @@ def test_matrices_against_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
         f"the first is {fits[0]}."
     )
     # In pieces or at once, the search is the same.
-    table = tutorkit.audit._read(rows, 2)
+    table = read_table(rows, 2)
     pieces = list(tutorkit.audit._matrices(table, chunk=2))
     assert len(pieces) > 1 and np.concatenate(pieces).tolist() == fits
     # Too large a search leaves the necessary condition.

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tutorkit.printed_table import (
+    AVERAGES,
+    HAIR,
+    METRICS,
+    Range,
+    Table,
+    accuracies,
+    as_count,
+    as_share,
+    divide,
+    f1_range,
+    mean_range,
+    read_table,
+    short_name,
+    weighted_range,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = ("precision", "recall", "f1-score")
-# "samples avg" belongs to several labels a row: nothing in a table implies its values.
-AVERAGES = ("micro avg", "macro avg", "weighted avg", "samples avg")
 CLAIMS = {"f1": "f1-score"} | {name: name for name in (*METRICS, "accuracy")}
 MAX_MATRICES = 20_000_000
-HAIR = 1e-9  # a value half-way between two printed ones may have been rounded either way
 
 
 @dataclass(frozen=True)
@@ -65,32 +77,6 @@ class AuditReport:
 
     def __str__(self) -> str:
         return "\n".join(f"{f.verdict:<10}  {f.check}: {f.says}" for f in self.findings)
-
-
-class _Range(NamedTuple):
-    """All values a number can have, and the one that the printed digits themselves give."""
-
-    low: float
-    value: float
-    high: float
-
-
-@dataclass(frozen=True)
-class _Table:
-    classes: dict[str, dict[str, _Range]]
-    averages: dict[str, dict[str, _Range]]
-    accuracy: _Range | None
-    supports: dict[str, int]  # of every row that prints one
-    decimals: int
-
-    @property
-    def counts(self) -> list[int] | None:
-        """Rows of each class, or None unless every class prints them."""
-        known = all(name in self.supports for name in self.classes)
-        return [self.supports[name] for name in self.classes] if known else None
-
-    def column(self, metric: str) -> list[_Range]:
-        return [row[metric] for row in self.classes.values()]
 
 
 def audit_report(
@@ -151,7 +137,7 @@ def audit_report(
     possible at all is the idea of the GRIM test (Brown & Heathers 2017, Social Psychological and
     Personality Science 8:363-369).
     """
-    table = _read(rows, decimals)
+    table = read_table(rows, decimals)
     # A report of one class is a part of a report: its other classes are not printed.
     whole = single_label and len(table.classes) > 1
     findings = [
@@ -165,36 +151,36 @@ def audit_report(
     return AuditReport(tuple(findings))
 
 
-def _check_f1(table: _Table) -> Iterator[Finding]:
+def _check_f1(table: Table) -> Iterator[Finding]:
     rows = {f"class {name}": row for name, row in table.classes.items()}
     rows |= {name: row for name, row in table.averages.items() if name == "micro avg"}
     for name, row in rows.items():
-        implied = _f1(row["precision"], row["recall"])
+        implied = f1_range(row["precision"], row["recall"])
         yield _compare(f"F1 of {name}", row["f1-score"], implied, "2PR/(P+R)", table)
 
 
-def _check_averages(table: _Table) -> Iterator[Finding]:
+def _check_averages(table: Table) -> Iterator[Finding]:
     row = table.averages.get("macro avg", {})
     for metric, printed in row.items():
-        check, implied = f"{_short(metric)} of macro avg", _mean(table.column(metric))
+        check, implied = f"{short_name(metric)} of macro avg", mean_range(table.column(metric))
         found = _compare(check, printed, implied, "the mean of the classes", table)
         if metric == "f1-score" and found.verdict == "impossible":
             # Two definitions are in use, so only a number that fits neither is impossible.
             how = "the F1 of the row's own mean P and mean R (not the mean of the class F1s)"
-            other = _compare(check, printed, _f1(row["precision"], row["recall"]), how, table)
+            other = _compare(check, printed, f1_range(row["precision"], row["recall"]), how, table)
             found = found if other.verdict == "impossible" else other
         yield found
     for metric, printed in table.averages.get("weighted avg", {}).items():
-        implied, how = _weighted(table, metric, printed)
-        yield _compare(f"{_short(metric)} of weighted avg", printed, implied, how, table)
+        implied, how = weighted_range(table, metric, printed)
+        yield _compare(f"{short_name(metric)} of weighted avg", printed, implied, how, table)
 
 
-def _check_accuracy(table: _Table) -> Iterator[Finding]:
-    printed = _accuracies(table)
+def _check_accuracy(table: Table) -> Iterator[Finding]:
+    printed = accuracies(table)
     if not printed:
         return
     (name, first), *others = printed.items()
-    known, how = _weighted(table, "recall", first)
+    known, how = weighted_range(table, "recall", first)
     checks = [(f"{name} from class recalls", first, how)]
     how = f"with one label a row it equals {name}, which"
     checks += [(f"{other} = {name}", value, how) for other, value in others]
@@ -204,13 +190,13 @@ def _check_accuracy(table: _Table) -> Iterator[Finding]:
         # Narrowed by each number that fits: all of them are one and the same true value.
         if found.verdict != "impossible":
             center = first.value if value is first else known.value
-            known = _Range(max(known.low, value.low), center, min(known.high, value.high))
+            known = Range(max(known.low, value.low), center, min(known.high, value.high))
         elif value is first:
             known = first
 
 
 def _check_supports(
-    table: _Table, expected_support: Mapping[str, int] | int | None
+    table: Table, expected_support: Mapping[str, int] | int | None
 ) -> Iterator[Finding]:
     for name in table.averages:
         if table.counts and name in table.supports:
@@ -228,7 +214,8 @@ def _check_supports(
                 f"expected the classes {list(table.classes)} in expected_support, found {name!r}: "
                 "use the names of the rows."
             )
-        expected, found = _count(expected, f"expected_support of {name}"), table.supports.get(name)
+        expected = as_count(expected, f"expected_support of {name}")
+        found = table.supports.get(name)
         verdict = "consistent" if found == expected else "differs"
         says = (
             f"expected {expected:,} rows, printed is {'none' if found is None else f'{found:,}'}."
@@ -236,7 +223,7 @@ def _check_supports(
         yield Finding(f"support of class {name}", found, expected, expected, verdict, says)
 
 
-def _check_matrix(table: _Table) -> Iterator[Finding]:
+def _check_matrix(table: Table) -> Iterator[Finding]:
     if len(table.classes) == 2:
         yield _check_ratio(table)
     if table.counts is None:
@@ -263,19 +250,19 @@ def _check_matrix(table: _Table) -> Iterator[Finding]:
     yield Finding("rows predicted", total, low, high, verdict, says)
 
 
-def _check_ratio(table: _Table) -> Finding:
+def _check_ratio(table: Table) -> Finding:
     """n_1/n_0 once from P_0 and once from P_1, each monotone in every printed number."""
     (p0, p1), (r0, r1) = table.column("precision"), table.column("recall")
-    low0 = _divide(r0.low * (1 - p0.high), p0.high * (1 - r1.low))
-    high0 = _divide(r0.high * (1 - p0.low), p0.low * (1 - r1.high))
-    low1 = _divide(p1.low * (1 - r0.high), r1.high * (1 - p1.low))
-    high1 = _divide(p1.high * (1 - r0.low), r1.low * (1 - p1.high))
+    low0 = divide(r0.low * (1 - p0.high), p0.high * (1 - r1.low))
+    high0 = divide(r0.high * (1 - p0.low), p0.low * (1 - r1.high))
+    low1 = divide(p1.low * (1 - r0.high), r1.high * (1 - p1.low))
+    high1 = divide(p1.high * (1 - r0.low), r1.low * (1 - p1.high))
     low, high = max(low0, low1), min(high0, high1)
     first, second = table.classes
     says = f"P of {first} needs {low0:.3f} to {high0:.3f}, P of {second} {low1:.3f} to {high1:.3f}"
     printed = None
     if table.counts:
-        printed = _divide(*reversed(table.counts))
+        printed = divide(*reversed(table.counts))
         says += f", the supports give {printed:.3f}"
     overlap = low <= high
     fits = overlap and (printed is None or low <= printed <= high)
@@ -285,14 +272,14 @@ def _check_ratio(table: _Table) -> Finding:
     return Finding(check, printed, *ends, verdict, says, table.decimals)
 
 
-def _check_claims(table: _Table, claims: Mapping[str, float], whole: bool) -> Iterator[Finding]:
+def _check_claims(table: Table, claims: Mapping[str, float], whole: bool) -> Iterator[Finding]:
     for name, claim in claims.items():
         metric = CLAIMS.get(name.lower())
         if metric is None:
             raise ValueError(
                 f"expected claims about {list(CLAIMS)}, found {name!r}: claim one of these."
             )
-        claim = _share(claim, f"the claim {name}", table.decimals).value
+        claim = as_share(claim, f"the claim {name}", table.decimals).value
         # 0.85 may stand for a printed 0.853, but 0.9 is taken for 0.90.
         digits = min(2, table.decimals)
         while abs(round(claim, digits) - claim) > HAIR:
@@ -312,40 +299,29 @@ def _check_claims(table: _Table, claims: Mapping[str, float], whole: bool) -> It
         yield Finding(check, claim, found.low, found.high, verdict, says, digits)
 
 
-def _candidates(table: _Table, metric: str, whole: bool) -> list[tuple[str, _Range]]:
+def _candidates(table: Table, metric: str, whole: bool) -> list[tuple[str, Range]]:
     """Every value of a metric that the table prints, then every one that it implies."""
     if metric == "accuracy":
         column, implied = table.column("recall"), []
-        printed = _accuracies(table) if whole else {"accuracy": table.accuracy}
+        printed = accuracies(table) if whole else {"accuracy": table.accuracy}
     else:
         column, rows = table.column(metric), table.classes | table.averages
-        implied = [("the mean of the classes", _mean(column))]
-        printed = {f"{_short(metric)} of {name}": row[metric] for name, row in rows.items()}
+        implied = [("the mean of the classes", mean_range(column))]
+        printed = {f"{short_name(metric)} of {name}": row[metric] for name, row in rows.items()}
     if table.counts and (whole or metric != "accuracy"):
-        implied.append(("the support-weighted mean of the classes", _mean(column, table.counts)))
+        by_support = mean_range(column, table.counts)
+        implied.append(("the support-weighted mean of the classes", by_support))
     if metric == "f1-score":
         pairs = {name: (row["precision"], row["recall"]) for name, row in rows.items()}
-        pairs["the class means"] = (_mean(table.column("precision")), _mean(table.column("recall")))
+        means = [mean_range(table.column(name)) for name in ("precision", "recall")]
+        pairs["the class means"] = (means[0], means[1])
         # The F1 of a weighted (or samples) row's P and R is no F1 that anybody defines.
         pairs = {name: pair for name, pair in pairs.items() if name not in AVERAGES[2:]}
-        implied += [(f"2PR/(P+R) of {name}", _f1(*pair)) for name, pair in pairs.items()]
-    return [(name, _Range(*[v.value] * 3)) for name, v in printed.items() if v] + implied
+        implied += [(f"2PR/(P+R) of {name}", f1_range(*pair)) for name, pair in pairs.items()]
+    return [(name, Range(*[v.value] * 3)) for name, v in printed.items() if v] + implied
 
 
-def _accuracies(table: _Table) -> dict[str, _Range]:
-    """The printed numbers that are all the accuracy when every row gets one label."""
-    found = {} if table.accuracy is None else {"accuracy": table.accuracy}
-    cells = [("micro avg", "recall"), ("micro avg", "precision"), ("micro avg", "f1-score")]
-    cells.append(("weighted avg", "recall"))
-    if table.counts and len(set(table.counts)) == 1:
-        cells.append(("macro avg", "recall"))
-    for name, metric in cells:
-        if name in table.averages:
-            found[f"{_short(metric)} of {name}"] = table.averages[name][metric]
-    return found
-
-
-def _hits(table: _Table) -> list[tuple[int, int]]:
+def _hits(table: Table) -> list[tuple[int, int]]:
     """For each class the fewest and the most correct rows that round to its recall."""
     hits = []
     for n, recall in zip(table.counts, table.column("recall"), strict=True):
@@ -355,7 +331,7 @@ def _hits(table: _Table) -> list[tuple[int, int]]:
     return hits
 
 
-def _matrices(table: _Table, chunk: int = 1_000_000) -> Iterator[np.ndarray]:
+def _matrices(table: Table, chunk: int = 1_000_000) -> Iterator[np.ndarray]:
     """The matrices [[TN, FP], [FN, TP]] that give both class rows, in arrays (k, 2, 2)."""
     (n0, n1), (row0, row1) = table.counts, table.classes.values()
     (low0, high0), (low1, high1) = _hits(table)
@@ -374,14 +350,14 @@ def _matrices(table: _Table, chunk: int = 1_000_000) -> Iterator[np.ndarray]:
         yield np.stack([tn, fp, fn, tp], axis=1)[fits].reshape(-1, 2, 2)
 
 
-def _fits(part: np.ndarray, whole: np.ndarray, printed: _Range) -> np.ndarray:
+def _fits(part: np.ndarray, whole: np.ndarray, printed: Range) -> np.ndarray:
     share = part / np.maximum(whole, 1)
     # 0/0 is printed as 0 (scikit-learn's default) or as 1.
     inside = (printed.low <= share) & (share <= printed.high)
     return inside | ((whole == 0) & (printed.high >= 1))
 
 
-def _compare(check: str, printed: _Range, implied: _Range, how: str, table: _Table) -> Finding:
+def _compare(check: str, printed: Range, implied: Range, how: str, table: Table) -> Finding:
     digits = table.decimals
     if printed.low <= implied.value <= printed.high:
         verdict = "consistent"
@@ -392,76 +368,3 @@ def _compare(check: str, printed: _Range, implied: _Range, how: str, table: _Tab
     low, value, high = (f"{number:.{digits + 1}f}" for number in implied)
     says = f"{how} is {value} ({low} to {high}), printed is {printed.value:.{digits}f}."
     return Finding(check, printed.value, implied.low, implied.high, verdict, says, digits)
-
-
-def _f1(precision: _Range, recall: _Range) -> _Range:
-    """2PR/(P+R) grows with both, so the corners of the intervals bound it."""
-    ends = zip(precision, recall, strict=True)
-    return _Range(*(2 * p * r / (p + r) if p + r else 0.0 for p, r in ends))
-
-
-def _mean(values: Sequence[_Range], weights: Sequence[int] | None = None) -> _Range:
-    weights = weights or [1] * len(values)
-    columns = zip(*values, strict=True)  # all lows, all values, all highs
-    # fsum: the same digits on every Python release.
-    sums = (math.fsum(w * x for w, x in zip(weights, col, strict=True)) for col in columns)
-    return _Range(*(total / sum(weights) for total in sums))
-
-
-def _weighted(table: _Table, metric: str, printed: _Range) -> tuple[_Range, str]:
-    column = table.column(metric)
-    if table.counts:
-        return _mean(column, table.counts), "the support-weighted mean of the classes"
-    low, high = min(v.low for v in column), max(v.high for v in column)
-    return _Range(low, min(max(printed.value, low), high), high), "the nearest possible mean"
-
-
-def _divide(part: float, whole: float) -> float:
-    return part / whole if whole else math.inf
-
-
-def _short(metric: str) -> str:
-    return "F1" if metric == "f1-score" else metric
-
-
-def _read(rows: Mapping[str, Any], decimals: int) -> _Table:
-    if decimals < 1:
-        raise ValueError(f"expected decimals >= 1, found {decimals}: count them in the table.")
-    accuracy = _share(rows["accuracy"], "accuracy", decimals) if "accuracy" in rows else None
-    table = _Table({}, {}, accuracy, {}, decimals)
-    for name, row in rows.items():
-        if name == "accuracy":
-            continue
-        if not isinstance(row, Mapping):
-            raise ValueError(f"expected row {name} as a mapping, found {row!r}: name its numbers.")
-        row = {"f1-score" if key == "f1" else key: value for key, value in row.items()}
-        missing = [metric for metric in METRICS if metric not in row]
-        if missing:
-            raise ValueError(
-                f"expected {list(METRICS)} in row {name}, found no {', '.join(missing)}: "
-                "copy all three numbers, or leave out the row."
-            )
-        values = {m: _share(row[m], f"{_short(m)} of {name}", decimals) for m in METRICS}
-        (table.averages if name in AVERAGES else table.classes)[name] = values
-        if row.get("support") is not None:
-            table.supports[name] = _count(row["support"], f"support of {name}")
-    if not table.classes:
-        raise ValueError(f"expected at least one class row, found {list(rows)}: add the classes.")
-    if table.counts and not sum(table.counts):
-        raise ValueError("expected a class with rows, found only supports of 0: check them.")
-    return table
-
-
-def _share(value: Any, where: str, decimals: int) -> _Range:
-    if not (isinstance(value, Real) and 0 <= value <= 1):  # false for NaN as well
-        raise ValueError(
-            f"expected {where} between 0 and 1, found {value!r}: divide percentages by 100."
-        )
-    value, half = round(float(value), decimals), 0.5 * 10**-decimals + HAIR
-    return _Range(max(0.0, value - half), value, min(1.0, value + half))
-
-
-def _count(value: Any, where: str) -> int:
-    if not (isinstance(value, Real) and value >= 0 and float(value).is_integer()):
-        raise ValueError(f"expected {where} as a count of rows, found {value!r}: count the rows.")
-    return int(value)
