@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import re
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import jupytext
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tutorkit import checks, data, exercises, training
 from tutorkit.checks import CheckFailed, lesson_04
@@ -21,7 +24,7 @@ from tutorkit.training import TrainConfig
 SCRIPT = NOTEBOOKS / "04_training.py"
 CELLS = jupytext.read(SCRIPT).cells
 # The cells that build the loop, each known by one of its definitions.
-BUILT = ("def right(", "def forward(", "def evaluate(", "class Best:", "def steps_of_epoch(",
+BUILT = ("def update(", "def forward(", "def evaluate(", "class Best:", "def steps_of_epoch(",
          "def train_step(", "def fit(")  # fmt: skip
 CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu")
 
@@ -217,7 +220,7 @@ def test_the_table_of_the_lab_has_one_swap(names):
             lambda leaderboard: [
                 bool(a.sum() != b.sum()) for a, b in zip(leaderboard, leaderboard[1:], strict=False)
             ],
-            "the published flaw",
+            "the flaw of the ranking",
         ),
     ],
 )
@@ -243,6 +246,199 @@ def test_the_ranking_s_inputs_have_both_answers():
     for seed in checks.exercise.SEEDS:
         found += exercise.solution(*exercise.inputs(torch.Generator().manual_seed(seed)))
     assert 0.2 < np.mean(found) < 0.8
+
+
+def rates_by_loop(peak, total, warmup):
+    found = []
+    for step in range(total):
+        if step < warmup:
+            found.append(peak * (step + 1) / warmup)
+        else:
+            found.append(peak * (total - step) / (total - warmup))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def rates_by_lines(peak, total, warmup):
+    up = torch.linspace(0, peak, warmup + 1, dtype=torch.float64)[1:]
+    return torch.cat([up, torch.linspace(peak, 0, total - warmup + 1, dtype=torch.float64)[:-1]])
+
+
+def gradient_by_formula(states, weight, labels, sizes):
+    found = torch.zeros_like(weight)
+    for h, y in zip(states.split(sizes), labels.split(sizes), strict=True):
+        p = torch.softmax(h @ weight.T, dim=1)
+        found = found + (p - F.one_hot(y, len(weight))).T @ h
+    return found / len(labels)
+
+
+def gradient_of_weighted_means(states, weight, labels, sizes):
+    leaf, start = weight.clone().requires_grad_(True), 0
+    for size in sizes:
+        end = start + size
+        mean = F.cross_entropy(states[start:end] @ leaf.T, labels[start:end])
+        (mean * size / sum(sizes)).backward()
+        start = end
+    return leaf.grad
+
+
+def stop_by_counter(accuracies, patience):
+    best, bad, made = 0, 0, 0
+    highest = -1.0
+    for number, accuracy in enumerate(accuracies):
+        made += 1
+        if accuracy > highest:
+            best, highest, bad = number, accuracy, 0
+        else:
+            bad += 1
+            if bad == patience:
+                break
+    return best, made
+
+
+def lab_by_list(validation, test):
+    values = validation.tolist()
+    return 3, test[values.index(max(values))]
+
+
+def swap_by_positions(printed, logs):
+    best = {name: round(max(logs[name]["accuracy"]), 3) for name in printed}
+    owner = {value: name for name, value in best.items()}
+    for name, value in printed.items():
+        other = owner.get(value, name)
+        if other != name and owner.get(printed[other]) == name:
+            return [name, other]
+    return []
+
+
+def places_by_both_tails(leaderboard):
+    found = []
+    for k in range(len(leaderboard) - 1):
+        one, two = leaderboard[k].int(), leaderboard[k + 1].int()
+        a, b = int((one > two).sum()), int((one < two).sum())
+        weights = [math.comb(a + b, heads) for heads in range(a + b + 1)]
+        p = sum(w for w in weights if w <= weights[a]) / 2 ** (a + b)
+        found.append(p < 0.05)
+    return found
+
+
+@pytest.mark.parametrize(("name", "answer"), [
+    ("learning_rates", rates_by_loop),
+    ("learning_rates", rates_by_lines),
+    ("accumulated_gradient", gradient_by_formula),
+    ("accumulated_gradient", gradient_of_weighted_means),
+    ("early_stop", stop_by_counter),
+    ("stopping_lab", lab_by_list),
+    ("swapped_rows", swap_by_positions),
+    ("resolved_places", places_by_both_tails),
+])  # fmt: skip
+def test_a_right_answer_in_another_style_passes(name, answer, capsys):
+    getattr(lesson_04, name).check(answer)
+    assert capsys.readouterr().out == f"✓ {name}: right on 6 fresh inputs\n"
+
+
+def cosine_rates(peak, total, warmup):
+    steps = torch.arange(total, dtype=torch.float64)
+    down = (1 + torch.cos(math.pi * (steps - warmup) / (total - warmup))) / 2
+    return peak * torch.where(steps < warmup, (steps + 1) / warmup, down)
+
+
+def rates_in_float32(peak, total, warmup):
+    return torch.tensor(rates_by_loop(peak, total, warmup).tolist())
+
+
+def without_the_short_one(states, weight, labels, sizes):
+    kept = sum(sizes[:-1])
+    return gradient_by_formula(states[:kept], weight, labels[:kept], sizes[:-1])
+
+
+def without_the_last_return(accuracies, patience):
+    best = 0
+    for number, accuracy in enumerate(accuracies):
+        if accuracy > accuracies[best]:
+            best = number
+        if number - best >= patience:
+            return best, number + 1
+
+
+def patience_for_lower_scores(accuracies, patience):
+    best, bad = 0, 0
+    for number, accuracy in enumerate(accuracies):
+        if accuracy > accuracies[best]:
+            best, bad = number, 0
+        bad += accuracy < accuracies[best]
+        if bad >= patience:
+            return best, number + 1
+    return best, len(accuracies)
+
+
+def either_row(printed, logs):
+    best = {name: round(max(log["accuracy"]), 3) for name, log in logs.items()}
+    pairs = itertools.combinations(printed, 2)
+    return next(([a, b] for a, b in pairs if printed[a] == best[b] or printed[b] == best[a]), [])
+
+
+def rows_with_a_number_of_another(printed, logs):
+    best = {name: round(max(log["accuracy"]), 3) for name, log in logs.items()}
+    return [n for n in printed if printed[n] != best[n] and printed[n] in best.values()]
+
+
+def without_the_result_itself(leaderboard):
+    found = []
+    for one, two in itertools.pairwise(leaderboard):
+        a, b = int((one & ~two).sum()), int((two & ~one).sum())
+        tail = sum(math.comb(a + b, k) for k in range(min(a, b))) / 2 ** (a + b)
+        found.append(a + b > 0 and 2 * tail < 0.05)
+    return found
+
+
+@pytest.mark.parametrize(("name", "answer", "message"), [
+    ("learning_rates", cosine_rates, "The largest difference is"),
+    ("learning_rates", rates_in_float32, "expected dtype torch.float64"),
+    ("accumulated_gradient", without_the_short_one, "The largest difference is"),
+    ("early_stop", without_the_last_return, "returned None"),
+    ("early_stop", patience_for_lower_scores, "The largest difference is"),
+    ("stopping_lab", lambda validation, test: (4, test.mean()), "line 4 is not the flawed one"),
+    ("stopping_lab", lambda validation, test: test[validation.argmax()], "expected two values"),
+    ("stopping_lab", lambda validation, test: ("3", test.max()), "expected two values"),
+    ("stopping_lab", lambda validation, test: (3, test.mean()), "The largest difference is"),
+    ("swapped_rows", either_row, "expected a list of"),
+    ("swapped_rows", rows_with_a_number_of_another, "expected a list of"),
+    ("resolved_places", without_the_result_itself, "The largest difference is"),
+])  # fmt: skip
+def test_a_wrong_answer_that_is_listed_nowhere_is_refused(name, answer, message):
+    with pytest.raises(CheckFailed, match=message):
+        getattr(lesson_04, name).check(answer)
+
+
+@pytest.mark.parametrize("line", [1, 2, 4, 5, 6, 7])
+@pytest.mark.parametrize("second", [torch.argmax, torch.mean, lambda scores: 0.5])
+def test_a_wrong_line_is_refused_without_the_right_one(line, second):
+    with pytest.raises(CheckFailed) as caught:
+        lesson_04.stopping_lab.check(lambda validation, test: (line, second(test)))
+    assert "3" not in str(caught.value)
+
+
+def cases(exercise):
+    return [exercise.inputs(torch.Generator().manual_seed(seed)) for seed in checks.exercise.SEEDS]
+
+
+def test_the_inputs_hold_what_answers_trip_over():
+    stops = [(*case, *lesson_04.early_stop.solution(*case)) for case in cases(lesson_04.early_stop)]
+    assert any(best == made - 1 == len(scores) - 1 for scores, _, best, made in stops)
+    assert any(made < len(scores) for scores, _, _, made in stops)
+    assert 1 in {patience for _, patience, _, _ in stops}
+    for validation, test in cases(lesson_04.stopping_lab):
+        assert 0 < min(validation.min(), test.min()) <= max(validation.max(), test.max()) < 1
+    tables = cases(lesson_04.swapped_rows)
+    assert any(len(set(printed.values())) < len(printed) for printed, _ in tables)
+    found = {bool(lesson_04.swapped_rows.solution(*table)) for table in tables}
+    assert found == {True, False}
+    pairs = [(int((one & ~two).sum()), int((two & ~one).sum()))
+             for (board,) in cases(lesson_04.resolved_places)
+             for one, two in itertools.pairwise(board)]  # fmt: skip
+    assert set(pairs) <= {p for a, b in lesson_04.COUNTS for p in ((a, b), (b, a))}
+    assert {tuple(sorted(pair)) for pair in pairs} >= {(0, 0), (5, 5), (4, 13)}
+    assert any(a < b for a, b in pairs)
 
 
 # --- the lesson -------------------------------------------------------------------------------

@@ -41,6 +41,25 @@ def test_runs_beside_each_other():
     assert axes.get_title(loc="left") == "Two runs"
 
 
+def test_each_step_is_drawn_as_it_is_at_its_own_number():
+    spike = [0.7, 50.0, math.inf, 0.6]
+    figure = figures.loss_figure({"a": spike}, each_step=True, steps=[1, 2, 5, 6])
+    (axes,) = figure.axes
+    assert list(axes.lines[0].get_xdata()) == [1, 2, 5, 6]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.7, 50, 10_000, 0.6])
+    assert axes.get_yscale() == "log"
+    low, high = axes.get_ylim()
+    assert 0 < low < 0.6 and high > 10_000
+    figure.canvas.draw()
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert {"1", "100", "10,000"} <= set(labels)
+
+
+def test_step_numbers_for_other_losses_are_refused():
+    with pytest.raises(ValueError, match="found 3 numbers and 2 losses of 'b'"):
+        figures.loss_figure({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.0]}, steps=[1, 2, 3])
+
+
 def test_a_panel_for_each_group():
     figure = figures.panels_figure({"a": [falling(), falling()], "b": [falling()]})
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]

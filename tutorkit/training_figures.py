@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from tutorkit.plots import BLUE, GREY, INK, SKY, VERMILLION, running_mean, styled_figure
 from tutorkit.widgets import Control, Drawing
@@ -24,8 +25,13 @@ def smooth(losses: Sequence[float]) -> np.ndarray:
 
     Losses above 10,000 and those that are no number count as 10,000.
     """
+    return running_mean(cut_off(losses).tolist(), max(2, len(losses) // 20))
+
+
+def cut_off(losses: Sequence[float]) -> np.ndarray:
+    """Losses as they are drawn: those above 10,000 and those that are no number are 10,000."""
     finite = np.nan_to_num(losses, nan=HIGHEST, posinf=HIGHEST)
-    return running_mean(np.minimum(finite, HIGHEST).tolist(), max(2, len(losses) // 20))
+    return np.minimum(finite, HIGHEST)
 
 
 def _check(curves: Mapping[str, Sized]) -> None:
@@ -38,26 +44,47 @@ def _check(curves: Mapping[str, Sized]) -> None:
 
 
 def loss_figure(
-    runs: Mapping[str, Sequence[float]], title: str = "Loss", top: float | None = None
+    runs: Mapping[str, Sequence[float]],
+    title: str = "Loss",
+    top: float | None = None,
+    each_step: bool = False,
+    steps: Sequence[int] | None = None,
 ) -> Figure:
-    """Training losses of some runs over their steps, each smoothed, the first one in blue.
+    """Training losses of some runs over their steps, the first one in blue.
 
     Args:
         runs: a name and the loss of each step; up to four runs.
         title: what stands above.
-        top: where the loss axis ends; by default the largest smoothed loss has room.
+        top: where the loss axis ends; by default the largest loss drawn has room.
+        each_step: draw every loss as it is, thin and on a logarithmic axis, cut at 10,000. In the
+            running mean that is drawn otherwise, one spike becomes a plateau.
+        steps: the numbers of the steps, where some were left out; by default 1, 2, 3, …
 
     Raises:
-        ValueError: no run, or one without steps.
+        ValueError: no run, one without steps, or another number of steps than of losses.
     """
     _check(runs)
+    for name, losses in runs.items():
+        if steps is not None and len(steps) != len(losses):
+            raise ValueError(
+                f"expected one step number for each loss, found {len(steps)} numbers and "
+                f"{len(losses)} losses of {name!r}. Leave the same steps out of both."
+            )
     with styled_figure(2.6) as figure:
         axes = figure.subplots()
         for (name, losses), colour in zip(runs.items(), COLOURS, strict=False):
-            axes.plot(range(1, len(losses) + 1), smooth(losses), color=colour, label=name)
+            x = range(1, len(losses) + 1) if steps is None else steps
+            y = cut_off(losses) if each_step else smooth(losses)
+            axes.plot(x, y, color=colour, label=name, linewidth=0.9 if each_step else None)
         _guessing(axes)
         axes.set(title=title, xlabel="optimizer step", ylabel="training loss")
-        axes.set_ylim(0, top)
+        if each_step:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:,g}"))
+            axes.minorticks_off()
+            axes.set_ylim(None, top)
+        else:
+            axes.set_ylim(0, top)
         axes.legend()
         return figure
 
@@ -143,7 +170,7 @@ class StepSizes(Drawing):
         rates, losses = self._curves(**values)
         steps = range(1, len(losses) + 1)
         self._rate.set_data(steps, rates)
-        self._each.set_data(steps, np.minimum(np.nan_to_num(losses, nan=HIGHEST), HIGHEST))
+        self._each.set_data(steps, cut_off(losses))
         self._mean.set_data(steps, smooth(losses))
 
 

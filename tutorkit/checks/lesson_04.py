@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from tutorkit import losses, metrics
 from tutorkit.checkpoints import Keeper
+from tutorkit.checks.answers import describe
 from tutorkit.checks.exercise import Exercise, Mistake
 
 
@@ -74,7 +75,8 @@ learning_rates = Exercise(
         ),
     ),
     hints=(
-        "Two straight lines: one for step < warmup, one for the rest. `torch.where` chooses.",
+        "Two straight lines: one for step < warmup, one for the rest. `torch.where` chooses, or a "
+        "loop fills a list: `torch.tensor(values, dtype=torch.float64)`.",
         "Up: (step + 1) / warmup. Down: 1 at step = warmup, 0 at step = total.",
         "Down: `1 - (step - warmup) / (total - warmup)`.",
     ),
@@ -142,6 +144,11 @@ accumulated_gradient = Exercise(
             "for each one. Clear once, before the first",
             _of_parts(lambda grads, sizes: grads[-1] * sizes[-1] / sum(sizes)),
         ),
+        Mistake(
+            "this is the gradient of the last micro-batch's own mean: the others are cleared, or "
+            "written over. Clear once, before the first, and divide each sum by all rows",
+            _of_parts(lambda grads, sizes: grads[-1]),
+        ),
     ),
     hints=(
         "Give a copy of the weight `requires_grad_(True)` and call `backward()` once for each "
@@ -195,13 +202,17 @@ def _right_but(change) -> object:
     return early_stop
 
 
-# Scores in twentieths, so that equal ones are common.
+# Scores in twentieths, so that equal ones are common. One list in three only rises, some of them up
+# to an equal score at the end, so that the run goes on to its end.
 def _scores(generator: Generator) -> tuple[list[float], int]:
     count = _whole(generator, 9, 14)
+    if _whole(generator, 0, 2) == 0:
+        last = count - _whole(generator, 1, 2)
+        return [round(0.3 + 0.05 * min(k, last), 2) for k in range(count)], _whole(generator, 1, 2)
     rise = [0.5 + 0.05 * (k // 2) for k in range(count)]
     noise = torch.randint(-3, 3, (count,), generator=generator).tolist()
     found = [min(1.0, max(0.0, round(a + 0.05 * n, 2))) for a, n in zip(rise, noise, strict=True)]
-    return found, _whole(generator, 2, 3)
+    return found, _pick(generator, (2, 1, 3, 2))
 
 
 early_stop = Exercise(
@@ -251,13 +262,36 @@ early_stop = Exercise(
 # 4. Spot the flaw: who chose the epoch?
 
 
+class _LineLab(Exercise):
+    """An exercise that asks for a line's number and a scalar.
+
+    A wrong line is refused before the comparison, which would print the right one.
+    """
+
+    def _compare(self, fresh: list[tuple], expected: list, found: list) -> None:
+        for answer in found:
+            if not isinstance(answer, tuple) or len(answer) != 2 or type(answer[0]) is not int:
+                raise self._failed(
+                    "expected two values, the line's number (a whole one) and a scalar tensor, "
+                    f"found {describe(answer)}."
+                )
+        wrong = [answer[0] for right, answer in zip(expected, found, strict=True)
+                 if answer[0] != right[0]]  # fmt: skip
+        if wrong and not self._known_mistake(fresh, expected, found)[1]:
+            raise self._failed(
+                f"line {wrong[0]} is not the flawed one. Which line hands over the rows that "
+                "decide what is kept?"
+            )
+        super()._compare(fresh, expected, found)
+
+
 def stopping_lab(validation: Tensor, test: Tensor) -> tuple[int, Tensor]:
     return 3, test[validation.argmax()]
 
 
 def _two_curves(generator: Generator) -> tuple[Tensor, Tensor]:
     epochs = _whole(generator, 6, 10)
-    rise = 0.6 + 0.2 * (1 - torch.linspace(1, 0, epochs, dtype=torch.float64) ** 2)
+    rise = 0.5 + 0.2 * (1 - torch.linspace(1, 0, epochs, dtype=torch.float64) ** 2)
     curves = []
     for peak in (_whole(generator, 1, epochs - 3), epochs - 2):
         noise = 0.02 * torch.rand(epochs, generator=generator, dtype=torch.float64)
@@ -266,7 +300,7 @@ def _two_curves(generator: Generator) -> tuple[Tensor, Tensor]:
     return curves[0], curves[1]
 
 
-stopping_lab = Exercise(
+stopping_lab = _LineLab(
     solution=stopping_lab,
     inputs=_two_curves,
     mistakes=(
@@ -320,11 +354,16 @@ def _swap(best_of, report) -> object:
     return swapped_rows
 
 
-def _crossed(printed: dict, best: dict) -> list[str]:
+def _first_pair(printed: dict, alike) -> list[str]:
     names = list(printed)
-    pairs = [[a, b] for i, a in enumerate(names) for b in names[i + 1 :]
-             if printed[a] == best[b] != best[a] == printed[b]]  # fmt: skip
+    pairs = [[a, b] for i, a in enumerate(names) for b in names[i + 1 :] if alike(a, b)]
     return pairs[0] if pairs else []
+
+
+def _crossed(printed: dict, best: dict) -> list[str]:
+    return _first_pair(
+        printed, lambda a, b: printed[a] == best[b] != best[a] and printed[b] == best[a]
+    )
 
 
 def swapped_rows(printed: dict, logs: dict) -> list[str]:
@@ -348,12 +387,17 @@ def _table_and_logs(generator: Generator) -> tuple[dict, dict]:
     first = _whole(generator, 0, len(names) - 2)
     second = _whole(generator, first + 1, len(names) - 1)
     wrong = next(n for k, n in enumerate(names) if k not in (first, second))
-    # One of five tables holds no swap, and most hold a number that is merely wrong.
-    if _whole(generator, 0, 4):
-        a, b = names[first], names[second]
-        printed[a], printed[b] = printed[b], printed[a]
+    # One of four tables holds no swap. In most, one more row is wrong: it prints a number that is
+    # nobody's, or a copy of row b's (which b prints itself where nothing is swapped).
+    a, b = names[first], names[second]
+    right = dict(printed)
     if _whole(generator, 0, 3):
+        printed[a], printed[b] = printed[b], printed[a]
+    also = _pick(generator, ("nothing", "a wrong number", "a copy", "a copy"))
+    if also == "a wrong number":
         printed[wrong] = round(printed[wrong] + 0.004, 3)
+    elif also == "a copy":
+        printed[wrong] = right[b]
     return printed, logs
 
 
@@ -376,6 +420,14 @@ swapped_rows = Exercise(
             _swap(
                 lambda log: max(log["accuracy"]),
                 lambda printed, best: [name for name in printed if printed[name] != best[name]],
+            ),
+        ),
+        Mistake(
+            "one row that prints the other's number is not enough: in a swap the other prints its "
+            "number as well",
+            _swap(
+                lambda log: max(log["accuracy"]),
+                lambda printed, best: _first_pair(printed, lambda a, b: printed[a] == best[b]),
             ),
         ),
         Mistake(
@@ -426,26 +478,37 @@ def _p_value(a: int, b: int, sides: int = 2) -> float:
     return min(1.0, sides * float(binom.cdf(min(a, b), a + b, 0.5)))
 
 
+def _tail_at_b(a: int, b: int) -> float:
+    from scipy.stats import binom
+
+    return 2 * float(binom.cdf(b, a + b, 0.5))
+
+
 def _intervals_apart(a: int, b: int, first: int, second: int, n: int) -> bool:
-    return metrics.accuracy_interval(first, n)[0] > metrics.accuracy_interval(second, n)[1]
+    worse, better = (metrics.accuracy_interval(hits, n) for hits in sorted((first, second)))
+    return better[0] > worse[1]
 
 
-# Rows that only the first and only the second model gets right. In the first line the distance is
-# resolved; in the second the one-sided test alone would say so, in the third the approximate one
-# as well; in the last none does.
+# Rows that one of two models gets right and the other does not. In the first line the distance is
+# resolved; in the second too, but not by the approximate test with a continuity correction; in the
+# third the one-sided test alone would say so, in the fourth the approximate one as well; in the
+# last none does.
 COUNTS = (
     *((15, 5), (9, 1), (40, 18), (6, 0)),
-    *((10, 3), (13, 5), (16, 7), (10, 3)),
+    *((13, 4), (13, 4)),
+    *((10, 3), (13, 5), (16, 7)),
     *((11, 3), (7, 1), (27, 14), (14, 5)),
-    *((3, 1), (10, 8), (1, 0)),
+    *((3, 1), (10, 8), (5, 1), (5, 1), (5, 5), (0, 0)),
 )
 
 
 def _leaderboard(generator: Generator) -> tuple[list[Tensor]]:
-    n, models = _whole(generator, 150, 300), _whole(generator, 5, 7)
-    board = [torch.rand(n, generator=generator) < 0.8]
+    n, models = _whole(generator, 240, 360), _whole(generator, 6, 9)
+    board = [torch.rand(n, generator=generator) < 0.6]
     for _ in range(models - 1):
         only_first, only_second = _pick(generator, COUNTS)
+        if _whole(generator, 0, 2) == 0:  # the order is not that of these rows
+            only_first, only_second = only_second, only_first
         right, wrong = (board[-1] == value for value in (True, False))
         following = board[-1].clone()
         for where, count in ((right, only_first), (wrong, only_second)):
@@ -461,8 +524,8 @@ resolved_places = Exercise(
     inputs=_leaderboard,
     mistakes=(
         Mistake(
-            "every distance counts as real, however small: that is the published flaw. Ask how "
-            "often a fair coin would give one as large",
+            "every distance counts as real, however small: that is the flaw of the ranking. Ask "
+            "how often a fair coin would give one as large",
             _places(lambda a, b, first, second, n: first != second),
         ),
         Mistake(
@@ -479,6 +542,20 @@ resolved_places = Exercise(
             "this is the approximate test, (a - b)² / (a + b) against 3.84; with few rows it finds "
             "too much. Add up the coin's probabilities",
             _places(lambda a, b, first, second, n: (a - b) ** 2 > 3.841458820694124 * (a + b)),
+        ),
+        Mistake(
+            "this is the approximate test with a continuity correction, (|a - b| - 1)² / (a + b) "
+            "against 3.84; here it misses some. Add up the coin's probabilities",
+            _places(
+                lambda a, b, first, second, n: (
+                    (abs(a - b) - 1) ** 2 > 3.841458820694124 * (a + b) > 0
+                )
+            ),
+        ),
+        Mistake(
+            "the sum ends at b, which is the larger count where the first model is behind: it ends "
+            "at min(a, b)",
+            _places(lambda a, b, first, second, n: _tail_at_b(a, b) < 0.05),
         ),
         Mistake(
             "the answers are the wrong way round: True means that the distance is resolved",
