@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tutorkit.notebooks import RUNS_PREFIX, reader_environment
+
 MOST_GIB = 1.8  # Binder gives 2 GB, of which the server takes some
 NBVAL = [
     *("-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=600", "-q"),
@@ -23,8 +25,6 @@ NBVAL = [
     *("--override-ini", "addopts=", "--override-ini", "filterwarnings="),
     *("--override-ini", "timeout=0"),
 ]
-# The stored outputs are those of a reader without a mirror, a hub, or a JupyterLab around.
-UNSET = ("TUTORKIT_DATA", "MPLBACKEND", "JPY_SESSION_NAME")
 
 
 def run(notebook: Path, runs: str) -> tuple[int, float, float | None]:
@@ -38,8 +38,7 @@ def run(notebook: Path, runs: str) -> tuple[int, float, float | None]:
         The exit status, seconds, and the peak memory in GiB of its largest process, which is the
         kernel; None where the system does not tell.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
-    environment = {**kept, "HF_HUB_OFFLINE": "1", "TUTORKIT_RUNS": runs}
+    environment = reader_environment(runs)  # the stored outputs are such a reader's
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *NBVAL, str(notebook)], env=environment)
     if not hasattr(os, "wait4"):  # Windows
@@ -55,7 +54,7 @@ def run(notebook: Path, runs: str) -> tuple[int, float, float | None]:
 def main(paths: list[str]) -> int:
     """Run all; returns the exit status."""
     lines, failed = [], False
-    with tempfile.TemporaryDirectory(prefix="tutorkit-runs-") as runs:
+    with tempfile.TemporaryDirectory(prefix=RUNS_PREFIX) as runs:
         for path in map(Path, paths):
             code, seconds, peak = run(path, runs)
             wrong = [] if code == 0 else ["FAILED"]

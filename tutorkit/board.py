@@ -24,7 +24,7 @@ import numpy as np
 from tutorkit import training
 from tutorkit.losses import lr_schedule
 from tutorkit.plots import BLUE, INK, SKY, STYLE, VERMILLION, running_mean
-from tutorkit.progress import Progress, clock, someone_is_watching
+from tutorkit.progress import Progress, clock, pace, someone_is_watching
 from tutorkit.training import TrainState
 from tutorkit.widgets import Drawing
 
@@ -80,18 +80,12 @@ def _notebook_shell() -> Any:
 def status(state: TrainState, first_step: int = 0, first_seconds: float = 0.0) -> str:
     """One line on a run: step, epoch, loss (mean of the last 20 steps), tokens/s, time left.
 
-    Args:
-        state: of a run with at least one step.
-        first_step: steps that an earlier attempt at the run had done.
-        first_seconds: what they took.
+    Args as in `progress.pace`.
     """
-    recent = [row["loss"] for row in state.steps[-20:]]
-    pace = (state.seconds - first_seconds) / max(state.step - first_step, 1)
-    left = clock(pace * (state.total_steps - state.step))
-    speed = state.tokens / state.seconds if state.seconds else 0.0
+    loss, speed, left = pace(state, first_step, first_seconds)
     return (
         f"step {state.step:,} of {state.total_steps:,}, epoch {state.epoch:.2f}, "
-        f"loss {sum(recent) / len(recent):.3f}, {speed:,.0f} tokens/s, {left} left"
+        f"loss {loss:.3f}, {speed:,.0f} tokens/s, {left} left"
     )
 
 

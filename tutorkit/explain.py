@@ -17,8 +17,7 @@ from __future__ import annotations
 import re
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from tutorkit.data import SentimentDataset, special_frame, truncate
 from tutorkit.models import check_max_length
+from tutorkit.training import eval_mode
 
 METHODS = ("integrated_gradients", "gradient_x_input")
 BASELINES = ("pad", "zero")
@@ -118,7 +118,7 @@ def explain(
     ids, offsets, before = _encode(tokenizer, text, max_length, truncation)
     device = next(model.parameters()).device
     row = torch.tensor(ids, device=device)
-    with _quiet_eval(model):
+    with eval_mode(model), torch.no_grad():
         logits = _logits(model, row[None])[0]  # (C,)
         label = int(logits.argmax()) if label is None else label
         if not 0 <= label < len(logits):
@@ -323,7 +323,7 @@ def predict_logits(
     check_max_length(model, max_length)
     rows = SentimentDataset(texts, [0] * len(texts), tokenizer, max_length, truncation)
     device, found = next(model.parameters()).device, []
-    with _quiet_eval(model):
+    with eval_mode(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
             batch = rows.batch(range(start, min(start + batch_size, len(rows))))
             mask = batch["attention_mask"].to(device)
@@ -432,16 +432,3 @@ def _logits(
 
 def _embeddings(model: torch.nn.Module, ids: Ids) -> Embeddings:
     return model.get_input_embeddings()(ids).detach().clone()
-
-
-@contextmanager
-def _quiet_eval(model: torch.nn.Module) -> Iterator[None]:
-    """No dropout and no gradients of our own making; afterwards all is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -145,6 +145,17 @@ def kernel_of_this_interpreter() -> type:
     return ThisInterpreter
 
 
+def reader_environment(runs: str) -> dict[str, str]:
+    """The environment of a reader without a hub, a local mirror or a JupyterLab around.
+
+    Args:
+        runs: folder for what a report writes.
+    """
+    unset = ("TUTORKIT_DATA", *OF_A_SESSION)
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    return {**kept, "HF_HUB_OFFLINE": "1", "TUTORKIT_RUNS": runs}
+
+
 def execute(notebook: Any, folder: Path) -> None:
     """Run every cell in place, as a reader without a hub or a local mirror would.
 
@@ -157,8 +168,6 @@ def execute(notebook: Any, folder: Path) -> None:
     """
     from nbclient import NotebookClient
 
-    unset = ("TUTORKIT_DATA", *OF_A_SESSION)
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
     client = NotebookClient(
         notebook,
         timeout=1200,
@@ -169,7 +178,7 @@ def execute(notebook: Any, folder: Path) -> None:
         resources={"metadata": {"path": str(folder)}},
     )
     with tempfile.TemporaryDirectory(prefix=RUNS_PREFIX) as runs:
-        client.execute(env={**environment, "HF_HUB_OFFLINE": "1", "TUTORKIT_RUNS": runs})
+        client.execute(env=reader_environment(runs))
 
 
 def scrub(notebook: Any) -> Any:

@@ -56,24 +56,36 @@ class Progress:
             self._bar = tqdm(total=state.total_steps, initial=state.step, unit="step")
 
     def _step(self, state: TrainState) -> None:
-        recent = state.steps[-20:]
-        loss = sum(s["loss"] for s in recent) / len(recent)
+        loss, speed, left = pace(state, self._first_step, self._first_seconds)
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix_str(f"loss {loss:.3f}")
         elif time.monotonic() - self._last >= self.every_seconds:
             self._last = time.monotonic()
-            pace = (state.seconds - self._first_seconds) / (state.step - self._first_step)
-            left = pace * (state.total_steps - state.step)
-            speed = state.tokens / state.seconds
             self._say(f"step {state.step}/{state.total_steps}, epoch {state.epoch:.2f}, "
-                      f"loss {loss:.3f}, {speed:,.0f} tokens/s, {clock(left)} left")
+                      f"loss {loss:.3f}, {speed:,.0f} tokens/s, {left} left")
 
     def _say(self, line: str) -> None:
         if self._bar is not None:
             self._bar.write(line)
         else:
             print(line, flush=True)
+
+
+def pace(
+    state: TrainState, first_step: int = 0, first_seconds: float = 0.0
+) -> tuple[float, float, str]:
+    """Mean loss of the last 20 steps, tokens/s, and the time left as minutes and seconds.
+
+    Args:
+        state: of a run with at least one step.
+        first_step: steps that an earlier attempt at the run had done.
+        first_seconds: what they took.
+    """
+    recent = [row["loss"] for row in state.steps[-20:]]
+    each = (state.seconds - first_seconds) / max(state.step - first_step, 1)
+    speed = state.tokens / state.seconds if state.seconds else 0.0
+    return sum(recent) / len(recent), speed, clock(each * (state.total_steps - state.step))
 
 
 def clock(seconds: float) -> str:

@@ -300,7 +300,7 @@ def evaluate(
         # they may have unequal numbers of batches here.
         model = accelerator.unwrap_model(model)
     found = []
-    with _eval_mode(model):
+    with eval_mode(model):
         for rows in evaluation_batches(dataset.lengths, batch_size)[rank::world]:
             inputs = _to(dataset.batch(rows), on)
             with autocast(numeric, on):
@@ -354,7 +354,7 @@ def _check_finite(what: str, value: float, step: int, config: TrainConfig) -> No
 
 
 @contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off inside; afterwards each module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -7,26 +7,14 @@ from torch import Generator, Tensor
 
 from tutorkit import losses
 from tutorkit.checks.exercise import Exercise, Mistake
+from tutorkit.checks.inputs import between, normal, whole
 from tutorkit.losses import IGNORE_INDEX
 
 
-def _normal(generator: Generator, *shape: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _whole(generator: Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def _between(generator: Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
-
-
 def _logits_and_labels(generator: Generator) -> tuple[Tensor, Tensor]:
-    rows, classes = _whole(generator, 2, 6), _whole(generator, 3, 5)
-    logits = _normal(generator, rows, classes, scale=2)
-    seen = classes - _whole(generator, 0, 1)  # a batch need not hold the last class
+    rows, classes = whole(generator, 2, 6), whole(generator, 3, 5)
+    logits = normal(generator, rows, classes, scale=2)
+    seen = classes - whole(generator, 0, 1)  # a batch need not hold the last class
     return logits, torch.randint(seen, (rows,), generator=generator)
 
 
@@ -42,10 +30,10 @@ def risk_from_batches(batch_means: Tensor, batch_sizes: Tensor) -> Tensor:
 
 
 def _batches(generator: Generator) -> tuple[Tensor, Tensor]:
-    count, size = _whole(generator, 2, 5), _whole(generator, 6, 12)
+    count, size = whole(generator, 2, 5), whole(generator, 6, 12)
     sizes = torch.full((count,), size)
-    sizes[-1] = _whole(generator, 1, size - 1)  # the last batch is short
-    return _normal(generator, count).exp(), sizes
+    sizes[-1] = whole(generator, 1, size - 1)  # the last batch is short
+    return normal(generator, count).exp(), sizes
 
 
 risk_from_batches = Exercise(
@@ -124,7 +112,7 @@ cross_entropy_gradient = Exercise(
 
 
 def _smoothing_inputs(generator: Generator) -> tuple[Tensor, Tensor, float]:
-    return *_logits_and_labels(generator), _between(generator, 0.05, 0.4)
+    return *_logits_and_labels(generator), between(generator, 0.05, 0.4)
 
 
 def _with_targets(targets):
@@ -194,13 +182,13 @@ smoothed_loss = Exercise(
 
 
 def _losses_and_labels(generator: Generator) -> tuple[Tensor, Tensor]:
-    batch, tokens = _whole(generator, 2, 4), _whole(generator, 3, 6)
+    batch, tokens = whole(generator, 2, 4), whole(generator, 3, 6)
     labels = torch.randint(5, (batch, tokens), generator=generator)
     # Every third time nothing is left at all.
-    share = 1.0 if _whole(generator, 0, 2) == 0 else 0.4
+    share = 1.0 if whole(generator, 0, 2) == 0 else 0.4
     ignored = torch.rand(batch, tokens, generator=generator) < share
     labels[ignored] = IGNORE_INDEX
-    return _normal(generator, batch, tokens).exp(), labels
+    return normal(generator, batch, tokens).exp(), labels
 
 
 def mean_over_labelled(losses: Tensor, labels: Tensor) -> Tensor:
@@ -258,15 +246,15 @@ def adamw(theta, grad, first, second, step, learning_rate, weight_decay):
 
 
 def _adamw_inputs(generator: Generator) -> tuple:
-    size, step = _whole(generator, 3, 6), _whole(generator, 1, 4)
+    size, step = whole(generator, 3, 6), whole(generator, 1, 4)
     # From large gradients to some as small as ε, where it matters in which place ε stands.
     scales = 10.0 ** torch.linspace(1, -8, size, dtype=torch.float64)
-    grad, first = (_normal(generator, size) * scales for _ in range(2))
-    second = (_normal(generator, size) * scales) ** 2
+    grad, first = (normal(generator, size) * scales for _ in range(2))
+    second = (normal(generator, size) * scales) ** 2
     if step == 1:
         first, second = torch.zeros_like(first), torch.zeros_like(second)
-    return (_normal(generator, size), grad, first, second, step,
-            _between(generator, 0.05, 0.2), _between(generator, 0.1, 0.5))  # fmt: skip
+    return (normal(generator, size), grad, first, second, step,
+            between(generator, 0.05, 0.2), between(generator, 0.1, 0.5))  # fmt: skip
 
 
 def _adamw_but(
@@ -376,10 +364,10 @@ def clip_together(first: Tensor, second: Tensor, max_norm: float) -> tuple[Tenso
 
 
 def _two_gradients(generator: Generator) -> tuple[Tensor, Tensor, float]:
-    first, second = _normal(generator, 2, 3), _normal(generator, _whole(generator, 2, 4))
+    first, second = normal(generator, 2, 3), normal(generator, whole(generator, 2, 4))
     norm = float(losses.global_norm([first, second]))
     # Sometimes above the bound, sometimes below it.
-    return first, second, norm * (0.4 if _whole(generator, 0, 2) else 1.7)
+    return first, second, norm * (0.4 if whole(generator, 0, 2) else 1.7)
 
 
 def _joint(first: Tensor, second: Tensor) -> Tensor:
@@ -440,7 +428,7 @@ def max_length_gradient(lengths: Tensor) -> Tensor:
 
 
 def _some_lengths(generator: Generator) -> tuple[Tensor]:
-    size = _whole(generator, 2, 6)
+    size = whole(generator, 2, 6)
     return (1 + 20 * torch.rand(size, generator=generator, dtype=torch.float64),)
 
 
@@ -486,9 +474,9 @@ def distillation_gradient(
 
 
 def _two_models(generator: Generator) -> tuple[Tensor, Tensor, float]:
-    rows, classes = _whole(generator, 2, 5), _whole(generator, 3, 5)
-    student, teacher = (_normal(generator, rows, classes, scale=3) for _ in range(2))
-    return student, teacher, _between(generator, 1.5, 5)
+    rows, classes = whole(generator, 2, 5), whole(generator, 3, 5)
+    student, teacher = (normal(generator, rows, classes, scale=3) for _ in range(2))
+    return student, teacher, between(generator, 1.5, 5)
 
 
 def _distillation_times(factor):
@@ -572,7 +560,7 @@ distillation_gradient = Exercise(
 
 
 def _recalls(generator: Generator) -> tuple[Tensor, Tensor]:
-    classes = _whole(generator, 2, 5)
+    classes = whole(generator, 2, 5)
     recalls = torch.rand(classes, generator=generator, dtype=torch.float64)
     return recalls, torch.randint(10, 1000, (classes,), generator=generator)
 

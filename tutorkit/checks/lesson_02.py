@@ -9,16 +9,7 @@ from torch import Generator, Tensor
 
 from tutorkit import data
 from tutorkit.checks.exercise import Exercise, Mistake
-
-
-def _whole(generator: Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def _pick(generator: Generator, choices):
-    return choices[_whole(generator, 0, len(choices) - 1)]
-
+from tutorkit.checks.inputs import pick, whole
 
 # 1. WordPiece: the longest piece first
 
@@ -70,9 +61,9 @@ def wordpiece(word: str, vocab: list[str]) -> list[str]:
 
 
 def _word_and_vocab(generator: Generator) -> tuple[str, list[str]]:
-    word = _pick(generator, WORDS)
+    word = pick(generator, WORDS)
     spare = ("##s", "##ma", "##ke", "##lon", "##ing")  # no trap needs one of these
-    left_out = {_pick(generator, spare)} if _whole(generator, 0, 1) else set()
+    left_out = {pick(generator, spare)} if whole(generator, 0, 1) else set()
     return word, [piece for piece in VOCAB if piece not in left_out]
 
 
@@ -122,8 +113,8 @@ def head_tail(ids: Tensor, room: int) -> Tensor:
 
 
 def _ids_and_room(generator: Generator) -> tuple[Tensor, int]:
-    room = _whole(generator, 1, 9)
-    length = room + _pick(generator, (-1, 0, 1, 1, 2, 5, 12))
+    room = whole(generator, 1, 9)
+    length = room + pick(generator, (-1, 0, 1, 1, 2, 5, 12))
     return torch.randint(1000, 30000, (max(1, length),), generator=generator), room
 
 
@@ -195,10 +186,10 @@ def pad_batch(rows: list[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows_and_pad(generator: Generator) -> tuple[list[Tensor], int]:
-    pad_id = _whole(generator, 1, 9)
+    pad_id = whole(generator, 1, 9)
     rows = [
-        torch.randint(10, 99, (_whole(generator, 2, 7),), generator=generator)
-        for _ in range(_whole(generator, 2, 4))
+        torch.randint(10, 99, (whole(generator, 2, 7),), generator=generator)
+        for _ in range(whole(generator, 2, 4))
     ]
     rows[0] = rows[0][:1]  # so that some row is padded
     rows[-1] = torch.cat([rows[-1], torch.tensor([pad_id])])  # a decoder's end token pads as well
@@ -267,8 +258,8 @@ def padding_share(lengths: list[int], batch_size: int) -> float:
 
 
 def _lengths_and_size(generator: Generator) -> tuple[list[int], int]:
-    size = _whole(generator, 2, 5)
-    rows = size * _whole(generator, 1, 3) + _whole(generator, 1, size - 1)  # the last one is short
+    size = whole(generator, 2, 5)
+    rows = size * whole(generator, 1, 3) + whole(generator, 1, size - 1)  # the last one is short
     return torch.randint(3, 90, (rows,), generator=generator).tolist(), size
 
 
@@ -340,7 +331,7 @@ def audit_mask(attention_mask: Tensor, lengths: Tensor) -> tuple[int, int]:
 
 
 def _mask_and_lengths(generator: Generator) -> tuple[Tensor, Tensor]:
-    rows, width = _whole(generator, 2, 4), _whole(generator, 5, 8)
+    rows, width = whole(generator, 2, 4), whole(generator, 5, 8)
     lengths = torch.randint(2, width, (rows,), generator=generator)
     mask = (torch.arange(width) < lengths[:, None]).long()
     wrong = torch.rand(rows, width, generator=generator) < 0.35
@@ -425,7 +416,7 @@ def _texts_and_right(generator: Generator) -> tuple[list[str], list[str], list[b
     # No copies: a test text that goes on, and the words of one in another order.
     train += [f"{order[4]}, they said.", " ".join(reversed(order[5].split()))]
     right = [True, True, True, True, *(torch.rand(2, generator=generator) < 0.5).tolist()]
-    right[_whole(generator, 4, 5)] = False  # so that the clean score differs
+    right[whole(generator, 4, 5)] = False  # so that the clean score differs
     mixed = torch.randperm(6, generator=generator).tolist()
     return train, [test[i] for i in mixed], [right[i] for i in mixed]
 
@@ -494,9 +485,9 @@ def possible_splits(reported: float, rows: list[int], digits: int) -> list[bool]
 
 
 def _reported(generator: Generator) -> tuple[float, list[int], int]:
-    digits = _whole(generator, 3, 4)
-    source = _whole(generator, 20, 159)
-    reported = round(_whole(generator, source // 2, source - 1) / source, digits)
+    digits = whole(generator, 3, 4)
+    source = whole(generator, 20, 159)
+    reported = round(whole(generator, source // 2, source - 1) / source, digits)
 
     def off(n: int) -> float:
         """How far the nearest k / n is from the report, in units of its last digit."""
@@ -506,7 +497,7 @@ def _reported(generator: Generator) -> tuple[float, list[int], int]:
     near = [n for n in range(20, 1200) if 0.55 < off(n) < 0.95]
     other = [n for n in range(20, 1200) if off(n) < 0.45 and abs(off(n) - off(source)) > 0.02]
     far = [n for n in range(20, 160) if off(n) > 1.05]
-    rows = [source, _pick(generator, near), _pick(generator, other), _pick(generator, far)]
+    rows = [source, pick(generator, near), pick(generator, other), pick(generator, far)]
     return reported, [rows[i] for i in torch.randperm(4, generator=generator).tolist()], digits
 
 

@@ -9,30 +9,22 @@ from torch import Generator, Tensor
 
 from tutorkit import heads
 from tutorkit.checks.exercise import Exercise, Mistake
+from tutorkit.checks.inputs import normal, whole
 from tutorkit.losses import IGNORE_INDEX
-
-
-def _normal(generator: Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _whole(generator: Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def _mask(generator: Generator, rows: int, tokens: int, side: str = "right") -> Tensor:
     """Rows of different lengths from 2 tokens; the longest one sometimes has padding as well."""
     lengths = torch.randint(2, tokens - 1, (rows,), generator=generator)
-    lengths[-1] = tokens - _whole(generator, 0, 1)
+    lengths[-1] = tokens - whole(generator, 0, 1)
     mask = (torch.arange(tokens) < lengths[:, None]).long()
     return mask.flip(1) if side == "left" else mask
 
 
 def _batch(generator: Generator, side: str = "right") -> tuple[Tensor, Tensor]:
     """Hidden states (B, T, H), also on padding, and the mask (B, T)."""
-    rows, tokens = _whole(generator, 2, 4), _whole(generator, 5, 8)
-    return _normal(generator, rows, tokens, 3), _mask(generator, rows, tokens, side)
+    rows, tokens = whole(generator, 2, 4), whole(generator, 5, 8)
+    return normal(generator, rows, tokens, 3), _mask(generator, rows, tokens, side)
 
 
 # 1. The mean over real tokens
@@ -87,7 +79,7 @@ def last_real_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def _either_side(generator: Generator) -> tuple[Tensor, Tensor]:
-    return _batch(generator, "left" if _whole(generator, 0, 1) else "right")
+    return _batch(generator, "left" if whole(generator, 0, 1) else "right")
 
 
 def _at(hidden: Tensor, positions: Tensor) -> Tensor:
@@ -123,9 +115,9 @@ last_real_token = Exercise(
         ),
         Mistake(
             "this gives every row the last position of the longest one; each row has its own",
-            lambda hidden, attention_mask: (
-                hidden[:, int(heads.last_positions(attention_mask).max())]
-            ),
+            lambda hidden, attention_mask: hidden[
+                :, int(heads.last_positions(attention_mask).max())
+            ],
         ),
     ),
     hints=(
@@ -143,12 +135,12 @@ def labels_of_pieces(word_ids: list, word_tags: list) -> list:
 
 
 def _words_in_pieces(generator: Generator) -> tuple[list, list]:
-    words = _whole(generator, 3, 5)
-    pieces = [1 + _whole(generator, 0, 2) for _ in range(words)]
+    words = whole(generator, 3, 5)
+    pieces = [1 + whole(generator, 0, 2) for _ in range(words)]
     pieces[0], pieces[-1] = 1, 3
     ids: list[int | None] = [word for word in range(words) for _ in range(pieces[word])]
-    padding = [None] * _whole(generator, 0, 2)
-    tags = [_whole(generator, 0, 2) for _ in range(words)]
+    padding = [None] * whole(generator, 0, 2)
+    tags = [whole(generator, 0, 2) for _ in range(words)]
     tags[0], tags[-1] = 2, 1
     return [None, *ids, None, *padding], tags
 
@@ -198,16 +190,14 @@ labels_of_pieces = Exercise(
         ),
         Mistake(
             "this tags the last piece of each word; the first one carries the tag",
-            lambda word_ids, word_tags: (
-                heads.first_piece_labels(word_ids[::-1], word_tags)[::-1]
-            ),
+            lambda word_ids, word_tags: heads.first_piece_labels(word_ids[::-1], word_tags)[::-1],
         ),
         Mistake(
             "the tags were given out in the order of the tokens, so they slip by one at [CLS] and "
             "at every further piece; look a token's word up in `word_ids`",
-            lambda word_ids, word_tags: (
-                [*word_tags, *[IGNORE_INDEX] * len(word_ids)][: len(word_ids)]
-            ),
+            lambda word_ids, word_tags: [*word_tags, *[IGNORE_INDEX] * len(word_ids)][
+                : len(word_ids)
+            ],
         ),
     ),
     hints=(
@@ -226,7 +216,7 @@ def labels_for_generation(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 
 def _texts_that_end(generator: Generator) -> tuple[Tensor, Tensor]:
     """Ids where 4 is the end of a text and the padding, as in `tiny-decoder`."""
-    rows, tokens = _whole(generator, 2, 4), _whole(generator, 5, 8)
+    rows, tokens = whole(generator, 2, 4), whole(generator, 5, 8)
     mask = _mask(generator, rows, tokens)
     ids = torch.randint(5, 50, (rows, tokens), generator=generator)
     ids[torch.arange(rows), heads.last_positions(mask)] = 4
@@ -260,16 +250,16 @@ labels_for_generation = Exercise(
         Mistake(
             "the labels are shifted already, and by `roll`, which also carries each row's first "
             "token to its end. The loss shifts by one itself: return the sequence as it stands",
-            lambda input_ids, attention_mask: (
-                heads.next_token_labels(input_ids, attention_mask).roll(-1, 1)
-            ),
+            lambda input_ids, attention_mask: heads.next_token_labels(
+                input_ids, attention_mask
+            ).roll(-1, 1),
         ),
         Mistake(
             "the first token is cut off, which is half of a shift, and the loss does the whole of "
             "it. Return the sequence as it stands, all T positions",
-            lambda input_ids, attention_mask: (
-                heads.next_token_labels(input_ids, attention_mask)[:, 1:]
-            ),
+            lambda input_ids, attention_mask: heads.next_token_labels(input_ids, attention_mask)[
+                :, 1:
+            ],
         ),
         Mistake(
             "padding got the label 0, which is a token like any other; give it -100",
@@ -297,9 +287,9 @@ def find_span(start_scores: Tensor, end_scores: Tensor, attention_mask: Tensor):
 
 
 def _span_scores(generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    rows, tokens = _whole(generator, 3, 4), _whole(generator, 6, 8)
+    rows, tokens = whole(generator, 3, 4), whole(generator, 6, 8)
     mask = _mask(generator, rows, tokens)
-    start, end = _normal(generator, rows, tokens), _normal(generator, rows, tokens)
+    start, end = normal(generator, rows, tokens), normal(generator, rows, tokens)
     end[0, 0] += 6.0  # the best end stands before the best start
     start[0, 2] += 6.0
     start[-1, 1] += 4.0  # here it does not, and the span is long
@@ -349,7 +339,8 @@ find_span = Exercise(
             "start and end are chosen each for itself, and padding is among the choices; choose "
             "the pair s ≤ e on real tokens with the largest sum",
             lambda start_scores, end_scores, attention_mask: (
-                start_scores.argmax(dim=1), end_scores.argmax(dim=1)
+                start_scores.argmax(dim=1),
+                end_scores.argmax(dim=1),
             ),
         ),
         Mistake(
@@ -383,7 +374,7 @@ def position_lab(hidden: Tensor, attention_mask: Tensor, weight: Tensor):
 
 
 def _classified(generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    return *_batch(generator), _normal(generator, 2, 3)
+    return *_batch(generator), normal(generator, 2, 3)
 
 
 def _line_with(line: int, pooling: Callable) -> Callable:
@@ -501,7 +492,7 @@ def flawed_poolings(poolings: dict, hidden: Tensor, attention_mask: Tensor) -> d
 def _some_poolings(generator: Generator) -> tuple[dict, Tensor, Tensor]:
     """Two poolings that are right, two that read padding, two that depend on its length."""
     hidden, mask = _batch(generator)
-    if _whole(generator, 0, 1):  # the longest row, perhaps without padding, stands first
+    if whole(generator, 0, 1):  # the longest row, perhaps without padding, stands first
         hidden, mask = hidden.flip(0), mask.flip(0)
     right = torch.randperm(3, generator=generator)[:2].tolist()
     order = torch.randperm(6, generator=generator).tolist()
@@ -574,9 +565,7 @@ flawed_poolings = Exercise(
         Mistake(
             "this is turned round: True is for a pooling that gives some row another vector",
             _found_by(
-                lambda pooling, hidden, mask: (
-                    pooling.name in {each.name for each in POOLINGS[:3]}
-                )
+                lambda pooling, hidden, mask: pooling.name in {each.name for each in POOLINGS[:3]}
             ),
         ),
     ),
@@ -613,7 +602,7 @@ class Model(torch.nn.Sequential):
 
 def _typed_table(generator: Generator) -> tuple[dict, dict]:
     """Four small models, two of them with a wrong number typed beside."""
-    width, words = _whole(generator, 60, 90), _whole(generator, 400, 600)
+    width, words = whole(generator, 60, 90), whole(generator, 400, 600)
     nn, at = torch.nn, {"device": "meta"}  # no memory and no random numbers
     read, write = nn.Embedding(words, width, **at), nn.Linear(width, words, bias=False, **at)
     write.weight = read.weight

@@ -11,16 +11,7 @@ from tutorkit import losses, metrics
 from tutorkit.checkpoints import Keeper
 from tutorkit.checks.answers import describe
 from tutorkit.checks.exercise import Exercise, Mistake
-
-
-def _whole(generator: Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def _pick(generator: Generator, choices):
-    return choices[_whole(generator, 0, len(choices) - 1)]
-
+from tutorkit.checks.inputs import pick, whole
 
 # 1. The learning rate of every step
 
@@ -40,8 +31,8 @@ def learning_rates(peak: float, total: int, warmup: int) -> Tensor:
 
 
 def _run_length(generator: Generator) -> tuple[float, int, int]:
-    total = _whole(generator, 8, 30)
-    return _pick(generator, (1.0, 0.25, 3e-4)), total, _whole(generator, 2, total // 2)
+    total = whole(generator, 8, 30)
+    return pick(generator, (1.0, 0.25, 3e-4)), total, whole(generator, 2, total // 2)
 
 
 learning_rates = Exercise(
@@ -106,9 +97,9 @@ def accumulated_gradient(states: Tensor, weight: Tensor, labels: Tensor, sizes: 
 
 
 def _micro_batches(generator: Generator) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    sizes = [_whole(generator, 3, 6) for _ in range(_whole(generator, 2, 4))]
-    sizes[-1] = _whole(generator, 1, 2)  # the last one is short
-    rows, classes = sum(sizes), _whole(generator, 2, 3)
+    sizes = [whole(generator, 3, 6) for _ in range(whole(generator, 2, 4))]
+    sizes[-1] = whole(generator, 1, 2)  # the last one is short
+    rows, classes = sum(sizes), whole(generator, 2, 3)
     states = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
     weight = torch.randn(classes, 4, generator=generator, dtype=torch.float64)
     return states, weight, torch.randint(classes, (rows,), generator=generator), sizes
@@ -205,14 +196,14 @@ def _right_but(change) -> object:
 # Scores in twentieths, so that equal ones are common. One list in three only rises, some of them up
 # to an equal score at the end, so that the run goes on to its end.
 def _scores(generator: Generator) -> tuple[list[float], int]:
-    count = _whole(generator, 9, 14)
-    if _whole(generator, 0, 2) == 0:
-        last = count - _whole(generator, 1, 2)
-        return [round(0.3 + 0.05 * min(k, last), 2) for k in range(count)], _whole(generator, 1, 2)
+    count = whole(generator, 9, 14)
+    if whole(generator, 0, 2) == 0:
+        last = count - whole(generator, 1, 2)
+        return [round(0.3 + 0.05 * min(k, last), 2) for k in range(count)], whole(generator, 1, 2)
     rise = [0.5 + 0.05 * (k // 2) for k in range(count)]
     noise = torch.randint(-3, 3, (count,), generator=generator).tolist()
     found = [min(1.0, max(0.0, round(a + 0.05 * n, 2))) for a, n in zip(rise, noise, strict=True)]
-    return found, _pick(generator, (2, 1, 3, 2))
+    return found, pick(generator, (2, 1, 3, 2))
 
 
 early_stop = Exercise(
@@ -290,10 +281,10 @@ def stopping_lab(validation: Tensor, test: Tensor) -> tuple[int, Tensor]:
 
 
 def _two_curves(generator: Generator) -> tuple[Tensor, Tensor]:
-    epochs = _whole(generator, 6, 10)
+    epochs = whole(generator, 6, 10)
     rise = 0.5 + 0.2 * (1 - torch.linspace(1, 0, epochs, dtype=torch.float64) ** 2)
     curves = []
-    for peak in (_whole(generator, 1, epochs - 3), epochs - 2):
+    for peak in (whole(generator, 1, epochs - 3), epochs - 2):
         noise = 0.02 * torch.rand(epochs, generator=generator, dtype=torch.float64)
         curves.append(rise + noise)
         curves[-1][peak] += 0.25  # the two peak at different epochs, and not at the last one
@@ -372,28 +363,28 @@ def swapped_rows(printed: dict, logs: dict) -> list[str]:
 
 def _table_and_logs(generator: Generator) -> tuple[dict, dict]:
     names = ["head only", "last layer", "all layers", "from scratch", "two epochs", "warm start"]
-    names = names[: _whole(generator, 4, 6)]
+    names = names[: whole(generator, 4, 6)]
     # The best evaluation is the last one, the one with the lowest loss, or neither.
-    order = _pick(generator, ((0, 1, 3, 2), (0, 2, 1, 3), (0, 1, 2, 3)))
+    order = pick(generator, ((0, 1, 3, 2), (0, 2, 1, 3), (0, 1, 2, 3)))
     logs = {}
     for place, name in enumerate(names):
-        top = 0.6 + 0.05 * place + 0.01 * _whole(generator, 0, 3) + 0.0001 * _whole(generator, 1, 4)
+        top = 0.6 + 0.05 * place + 0.01 * whole(generator, 0, 3) + 0.0001 * whole(generator, 1, 4)
         scores = [round(top + change, 4) for change in (-0.0312, -0.0123, 0.0, -0.0078)]
         logs[name] = {
             "accuracy": [scores[i] for i in order],
             "loss": [0.61, 0.52, 0.54, 0.57],
         }
     printed = {name: round(max(log["accuracy"]), 3) for name, log in logs.items()}
-    first = _whole(generator, 0, len(names) - 2)
-    second = _whole(generator, first + 1, len(names) - 1)
+    first = whole(generator, 0, len(names) - 2)
+    second = whole(generator, first + 1, len(names) - 1)
     wrong = next(n for k, n in enumerate(names) if k not in (first, second))
     # One of four tables holds no swap. In most, one more row is wrong: it prints a number that is
     # nobody's, or a copy of row b's (which b prints itself where nothing is swapped).
     a, b = names[first], names[second]
     right = dict(printed)
-    if _whole(generator, 0, 3):
+    if whole(generator, 0, 3):
         printed[a], printed[b] = printed[b], printed[a]
-    also = _pick(generator, ("nothing", "a wrong number", "a copy", "a copy"))
+    also = pick(generator, ("nothing", "a wrong number", "a copy", "a copy"))
     if also == "a wrong number":
         printed[wrong] = round(printed[wrong] + 0.004, 3)
     elif also == "a copy":
@@ -503,11 +494,11 @@ COUNTS = (
 
 
 def _leaderboard(generator: Generator) -> tuple[list[Tensor]]:
-    n, models = _whole(generator, 240, 360), _whole(generator, 6, 9)
+    n, models = whole(generator, 240, 360), whole(generator, 6, 9)
     board = [torch.rand(n, generator=generator) < 0.6]
     for _ in range(models - 1):
-        only_first, only_second = _pick(generator, COUNTS)
-        if _whole(generator, 0, 2) == 0:  # the order is not that of these rows
+        only_first, only_second = pick(generator, COUNTS)
+        if whole(generator, 0, 2) == 0:  # the order is not that of these rows
             only_first, only_second = only_second, only_first
         right, wrong = (board[-1] == value for value in (True, False))
         following = board[-1].clone()
