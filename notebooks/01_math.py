@@ -16,16 +16,17 @@
 # %% [markdown]
 # # The math that checks itself
 #
-# From the average loss over a training set to one update of one weight. Formulas stand here as the
-# text writes them and as the code uses them. Every gradient is checked in front of you three ways:
-# by algebra, with autograd, and with finite differences.
+# From the average loss over a training set to one update of one weight. Formulas stand here as
+# papers write them and as code uses them. Every gradient is checked in front of you three ways: by
+# algebra, with autograd (PyTorch's own derivatives), and with finite differences.
 #
 # **After this lesson you can** derive the gradient of a classification loss, say what a learning
 # rate and a weight decay do to a weight, and tell a formula or a table that holds from one that
 # does not: sections 4 and 5 audit a published derivation and a published table that do not.
 #
 # **Time**: under a minute to run on two CPU cores, and no faster on a GPU; two to three hours to
-# read. **Needs**: the installed package. Nothing is downloaded.
+# read, the exercises not counted. **Needs**: the installed package; derivatives and products of
+# matrices. Nothing is downloaded.
 
 # %% tags=["colab", "nbval-ignore-output"]
 # In Colab: install what is missing there, never torch. Elsewhere this cell does nothing.
@@ -78,7 +79,7 @@ algebra = {}  # and of every one by algebra
 # $M_\theta$ is the model with weights $\theta$, $\ell$ the loss of one text. Here the texts are
 # short film reviews, labelled negative (0) or positive (1), and $M_\theta$ is small: a two-layer
 # encoder with random weights turns each review into 32 numbers, its *pooled hidden state* $h$ (the
-# vector of the first token, scaled so that each number has mean 0 and deviation 1 over the
+# vector of the first token, scaled so that each number has mean 0 and standard deviation 1 over the
 # reviews). A linear head turns those into two scores, the *logits* $z = Wh + b$.
 
 # %%
@@ -191,7 +192,7 @@ print(f"mean of the batch means {mean_of_means:.4f}, risk {ordered.mean():.4f}")
 # ## 2. Softmax cross-entropy
 #
 # The head's logits $z \in \mathbb{R}^C$ become probabilities, and the loss is the surprise at the
-# true label:
+# true label ($\log$ is the natural logarithm, so its unit is the *nat*):
 #
 # $$p_c = \frac{e^{z_c}}{\sum_k e^{z_k}} \qquad
 #   \ell = -\log p_y = \log \sum_k e^{z_k} - z_y$$
@@ -251,7 +252,8 @@ y = torch.tensor([0, 2, 1, 1])
 checked["cross-entropy"] = check_gradient(losses.cross_entropy, losses.cross_entropy_grad, z, y)
 
 # %% [markdown]
-# It also says when a gradient is wrong, and where. Without the division by $N$:
+# It also says when a gradient is wrong, and where. (A relative error is the error divided by the
+# larger of the two values, or by 1 where both are smaller.) Without the division by $N$:
 
 # %%
 def gradient_of_the_sum(z, y):
@@ -264,8 +266,9 @@ print("is it the gradient?", bool(result))
 # %% [markdown]
 # ### Down to the head's weights: Jacobians with their shapes
 #
-# For one row, $z = Wh + b$ with $H$ inputs and $C$ classes. The chain rule multiplies Jacobians
-# from the loss outwards; each factor has (outputs) × (inputs) entries, so the shapes must fit:
+# For one row, $z = Wh + b$ with $H$ inputs and $C$ classes. A **Jacobian** holds the derivative of
+# each output by each input, (outputs) × (inputs) entries. The chain rule multiplies Jacobians from
+# the loss outwards, so the shapes must fit:
 #
 # | factor | shape | entries |
 # |---|---|---|
@@ -333,17 +336,18 @@ print("the head's gradients, by algebra:", algebra["linear head"])
 # %% [markdown]
 # ### The Hessian, and why the head's problem is convex
 #
-# Differentiate $p_c$ once more: $\partial p_c / \partial z_k = p_c([c=k] - p_k)$, so
+# The **Hessian** $\nabla^2$ is the matrix of second derivatives. Differentiate $p_c$ once more:
+# $\partial p_c / \partial z_k = p_c([c=k] - p_k)$, so
 #
 # $$\nabla^2_z\, \ell = \operatorname{diag}(p) - p\,p^\top
 #   \qquad
 #   v^\top \nabla^2_z \ell\; v = \sum_c p_c v_c^2 - \Big(\sum_c p_c v_c\Big)^2
 #   = \operatorname{Var}_{c \sim p}(v_c) \ge 0$$
 #
-# A variance is never negative, so the Hessian has no negative eigenvalue. $z$ is linear in $\theta
-# = (W, b)$ with the constant Jacobian $J = \partial z/\partial\theta$, so $\nabla^2_\theta \ell =
-# J^\top \nabla^2_z \ell\, J$ has none either: the problem of the head alone is
-# **convex**, every minimum is a global one.
+# A variance is never negative, so the Hessian has no negative eigenvalue: in no direction does the
+# loss curve downwards. $z$ is linear in $\theta = (W, b)$ with the constant Jacobian $J = \partial
+# z/\partial\theta$, so $\nabla^2_\theta \ell = J^\top \nabla^2_z \ell\, J$ has none either: the
+# problem of the head alone is **convex**, every minimum is a global one.
 
 # %%
 p = torch.softmax(z[0], dim=0)
@@ -447,7 +451,7 @@ pd.DataFrame(
 # bfloat16 has float32's range and two to three digits: between 64 and 128 its numbers are half a
 # unit apart. That costs twice: the logits 100 and 99.8 become equal, and their logsumexp, 100.69,
 # becomes 100.5. The training loop computes the loss in float32 from bfloat16 logits, which avoids
-# the second loss; the first stays.
+# the second error; the first stays.
 
 # %%
 exact = torch.tensor([[100.0, 99.8]], dtype=torch.float64)
@@ -536,9 +540,10 @@ figure
 # %% [markdown]
 # ### Labels to leave out
 #
-# Padding, and all but the first piece of a word, carry the label −100 and count for nothing: the
-# mean is over the rows that are left. Where none is left, PyTorch's mean is 0/0, and one NaN spoils
-# every weight of the model. Ours is 0, with gradient 0.
+# Where every token has a label, padding carries the label −100, and so do all pieces of a split
+# word but the first (lessons 02 and 03). They count for nothing: the mean is over the rows that are
+# left. Where none is left, PyTorch's mean is 0/0, and one NaN spoils every weight of the model.
+# Ours is 0, with gradient 0.
 
 # %%
 some = torch.tensor([0, -100, 1, -100])
@@ -722,7 +727,8 @@ pd.Series(
 # ### See it: four rules on one surface
 #
 # A head with two weights on two badly scaled features: a long, narrow valley. Plain SGD bounces
-# between its walls, momentum rolls along it, Adam takes steps of like size in both directions. The
+# between its walls, momentum rolls along it, Adam takes steps of like size in both directions. Here
+# $\eta = 0.5$, $\lambda = 0.1$, and $\beta = 0.8$ is momentum's $\mu$ and Adam's $\beta_1$. The
 # *late loss* is the mean of the last 10 steps.
 
 # %%
@@ -743,9 +749,9 @@ widgets.explore(surface)
 #
 # $\eta$ changes over the $T$ steps $t = 0, 1, \dots$ of a run by a factor. During $w$ steps of
 # warm-up it rises along $(t+1)/w$, so that step 0 is not lost. Then it stays ("constant"), falls
-# along the line $1 - \frac{t-w}{T-w}$ ("linear"), or along half a cosine
-# $\frac12\big(1 + \cos(\pi\frac{t-w}{T-w})\big)$. ULMFiT's **slanted triangle** (Howard & Ruder
-# 2018, equation 3) goes up and down between $1/ratio$ and 1:
+# along the line $1 - \frac{t-w}{T-w}$ ("linear"), or along half a cosine $\frac12\big(1 +
+# \cos(\pi\frac{t-w}{T-w})\big)$. ULMFiT's **slanted triangle** (Howard & Ruder 2018, equation 3)
+# goes up and down between $1/ratio$ and 1, with $ratio = 32$:
 #
 # $$cut = \lfloor T \cdot cut\_frac \rfloor \qquad
 #   p = \begin{cases} t/cut & t < cut \\ 1 - \frac{t - cut}{cut\,(1/cut\_frac - 1)} & \text{else}
@@ -766,7 +772,8 @@ print("slanted triangle, the two forms agree:", np.allclose(as_written, as_used,
 pd.DataFrame(factors, index=pd.Index([0, 5, 10, 55, 99], name="step of 100")).round(3).T
 
 # %% [markdown]
-# With the same warm-up the slanted triangle is nearly the linear schedule; it ends at $1/ratio$:
+# With the same warm-up the slanted triangle is nearly the linear schedule; its line leads to $1/32$
+# instead of 0:
 
 # %%
 schedules = Schedules()
@@ -865,8 +872,8 @@ gradients = MaxLengthGradients()
 gradients.figure
 
 # %% [markdown]
-# With sliders, when a kernel runs: move $n$ and $\delta$. The curves meet at one length, and the
-# true one never moves.
+# Drawn for $n = 8$ and $\delta = 1$. With sliders, when a kernel runs: move both. The curves meet
+# at one length, and the true one never moves.
 
 # %%
 widgets.explore(gradients)
@@ -974,8 +981,9 @@ print("length", decoded_length(stop_logits),
 # ### Repair 1: lengths that share a budget
 #
 # Keep the sum of logarithms and fix what the lengths add up to: minimise $-\sum_i \log h_i$ subject
-# to $\sum_i h_i = n$. The Lagrangian $-\sum\log h_i + \mu(\sum h_i - n)$ has the stationary point
-# $-1/h_i + \mu = 0$: all $h_i$ are equal, and the constraint makes them 1.
+# to $\sum_i h_i = n$. The **Lagrangian** adds the constraint, times a multiplier $\mu$: $-\sum\log
+# h_i + \mu(\sum h_i - n)$. Its derivative is zero at $-1/h_i + \mu = 0$: all $h_i$ are equal, and
+# the constraint makes them 1.
 
 # %%
 h1, h2, h3, mu = sympy.symbols("h1 h2 h3 mu", positive=True)
@@ -985,9 +993,9 @@ print(solution)
 
 # %% [markdown]
 # As a loss without a constraint: scale first, $h_i = n H_i / \sum_k H_k$. It is $n$ times the
-# divergence $\mathrm{KL}(q \,\|\, r) = \sum_i q_i \log (q_i/r_i) \ge 0$ of the shares $H_i/\sum H$
-# from equal ones, so it is 0 only where all lengths are equal. Its gradient is $n/\sum_k H_k -
-# 1/H_i$: lengths below the mean are pulled up, those above it down.
+# divergence $\mathrm{KL}(q \,\|\, r) = \sum_i q_i \log (q_i/r_i) \ge 0$ of equal shares $q_i = 1/n$
+# from the lengths' shares $r_i = H_i/\sum_k H_k$, so it is 0 only where all lengths are equal. Its
+# gradient is $n/\sum_k H_k - 1/H_i$: lengths below the mean are pulled up, those above it down.
 
 # %%
 checked["length balance"] = check_gradient(
@@ -1013,8 +1021,9 @@ print("3, 8, 20 after descent:", at, f" loss {losses.length_balance_loss(at).abs
 # ### Repair 2: a length with a gradient
 #
 # If a summary should have a certain length $\tau$, use one that is smooth: the *expected* length
-# under the model's probabilities $q_k = \sigma(z_k)$ of stopping after token $k$. With $S_t$ the
-# probability of still writing before token $t$, and $\partial q_k/\partial z_k = q_k(1-q_k)$,
+# under the model's probabilities $q_k = \sigma(z_k)$ of stopping after token $k$, among at most $T$
+# tokens. With $S_t$ the probability of still writing before token $t$, and $\partial q_k/\partial
+# z_k = q_k(1-q_k)$,
 #
 # $$E = \sum_{t=0}^{T-1} S_t, \quad S_t = \prod_{k<t}(1-q_k), \qquad
 #   \frac{\partial E}{\partial z_k} = -q_k \sum_{t>k} S_t$$
@@ -1042,7 +1051,8 @@ print(f"expected length {before:.2f}, after descent on (E/5 - 1)²: "
 # %% [markdown]
 # ### What summarizers really optimise
 #
-# The cross-entropy of each next token, given the *true* tokens before it (**teacher forcing**):
+# The cross-entropy of each next token, given the *true* tokens before it (**teacher forcing**) and
+# the document $x_b$; its mean over the $N$ tokens that are scored:
 #
 # $$L = -\frac{1}{N}\sum_{b,t} \log p_\theta\big(y_{b,t+1} \mid y_{b,\le t}, x_b\big)$$
 #
@@ -1253,7 +1263,7 @@ print("T (p(z) - p(v)), by algebra:", algebra["distillation"])
 
 # %% [markdown]
 # **Why $T^2$.** Without it the gradient shrinks as $1/T^2$: raising $T$ would switch the teacher
-# off. With it, the gradient tends to a limit: the regression of centred logits,
+# off. With it, the gradient tends to a limit, that of a squared error between centred logits,
 # $\frac{1}{NC}\big((z-\bar z) - (v - \bar v)\big)$.
 
 # %%
@@ -1318,10 +1328,12 @@ print(f"weights at 768 x 768, r = 8: {8 * 2 * 768:,} instead of {768 * 768:,}")
 # %% [markdown]
 # ### The bottleneck adapter
 #
-# Inserted after a layer, with a skip connection (Houlsby et al. 2019): $y = h + U\,\varphi(Dh + c)
-# + d$, with $\varphi$ the GELU, $\varphi(a) = a\,\Phi(a)$. With $a = Dh + c$ and $S =
-# (GU)\odot\varphi'(a)$, entry by entry: $\partial L/\partial h = G + SD$, $\partial L/\partial D =
-# S^\top h$, $\partial L/\partial U = G^\top\varphi(a)$. The $G$ alone is the skip connection's.
+# Inserted after a layer, with a skip connection (Houlsby et al. 2019):
+# $y = h + U\,\varphi(Dh + c) + d$, with $\varphi$ the GELU, $\varphi(a) = a\,\Phi(a)$, and
+# $\Phi(a)$ the probability that a standard normal number is below $a$. With $a = Dh + c$ and
+# $S = (GU)\odot\varphi'(a)$, entry by entry: $\partial L/\partial h = G + SD$,
+# $\partial L/\partial D = S^\top h$, $\partial L/\partial U = G^\top\varphi(a)$. The $G$ alone is
+# the skip connection's.
 
 # %%
 parts = [torch.randn(*s, dtype=torch.float64) for s in [(4, 6), (2, 6), (2,), (6, 2), (6,)]]
@@ -1612,7 +1624,7 @@ lesson_01.smoothed_loss.check(smoothed_loss)
 def mean_over_labelled(losses, labels):
     """The mean of the losses whose label is not -100; 0 if there is none.
 
-    losses: (B, T); labels: (B, T). Returns a scalar tensor.
+    losses: (B, T); labels: (B, T). Returns a scalar tensor of the losses' dtype.
     """
     ### BEGIN SOLUTION
     kept = labels != -100  # (B, T)
@@ -1770,4 +1782,4 @@ lesson_01.accuracy_from_recalls.check(accuracy_from_recalls)
 #   A. Kendall, Y. Gal, R. Cipolla, CVPR 2018, on several tasks.
 # - J. Opitz, S. Burst, *Macro F1 and Macro F1*, 2019: two different numbers under one name.
 #
-# Next: from texts to tensors, and then the whole report, [`05_imdb_report`](05_imdb_report.ipynb).
+# Next: from texts to tensors, [`02_data`](02_data.ipynb).

@@ -25,8 +25,8 @@
 # train and test before it becomes a result.
 #
 # **Time**: under a minute to run on two CPU cores, and no faster on a GPU; two to three hours to
-# read. **Needs**: the installed package and the weights of `minilm` (a small BERT: 6 layers, hidden
-# size 384), which are fetched once.
+# read, the exercises not counted. **Needs**: the installed package and the weights of `minilm` (a
+# small BERT: 6 layers, hidden size 384), which are fetched once.
 
 # %% tags=["colab", "nbval-ignore-output"]
 # In Colab: install what is missing there, never torch. Elsewhere this cell does nothing.
@@ -161,7 +161,8 @@ print(spelled)
 
 # %% [markdown]
 # By hand: `i` and `l` are neighbours in ten words, `f` and `i` as well, `l` and `m` too. Among
-# equals the first one met is merged. A new word: the merges, in their order.
+# equals the first one met is merged. A new word is split into letters, and the merges are applied
+# in their order:
 
 # %%
 pieces = list("rings")
@@ -1109,9 +1110,10 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# **Small parts.** A random part of $n$ rows has a positive share that varies by $\sqrt{p(1-p)/n}$.
-# Drawing the same share from each class (a **stratified** split) takes that noise away. For 1,000
-# draws of 30 rows out of a large balanced set:
+# **Small parts.** A random part of $n$ rows has a positive share with the standard deviation
+# $\sqrt{p(1-p)/n}$, where $p$ is the share in all rows. Drawing the same share from each class (a
+# **stratified** split) takes that noise away. For 1,000 draws of 30 rows out of a large balanced
+# set:
 
 # %%
 draws = np.random.default_rng(seed).binomial(30, 0.5, size=1000) / 30
@@ -1405,5 +1407,5 @@ pd.DataFrame(
 #   science*, Patterns 2023: eight kinds of leak, found in 17 fields.
 # - N. Brown, J. Heathers, *The GRIM Test*, 2017: which means are possible.
 #
-# Next: one backbone and many heads, in lesson 03; or straight to the whole report,
+# Next: one backbone and many heads, [`03_heads`](03_heads.ipynb); or straight to the whole report,
 # [`05_imdb_report`](05_imdb_report.ipynb).

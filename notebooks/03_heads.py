@@ -25,8 +25,9 @@
 # at every step of four heads, say what each head costs, show that a padded batch gives the scores
 # of the unpadded rows, and explain why a decoder is read at its last real token.
 #
-# **Time**: under a minute to run on two CPU cores, and no faster on a GPU; about two hours to read.
-# **Needs**: the installed package. The weights of `minilm` (about 90 MB) are fetched once and kept.
+# **Time**: under a minute to run on two CPU cores, and no faster on a GPU; about two hours to read,
+# the exercises not counted. **Needs**: the installed package. The weights of `minilm` (about 90 MB)
+# are fetched once and kept.
 
 # %% tags=["colab", "nbval-ignore-output"]
 # In Colab: install what is missing there, never torch. Elsewhere this cell does nothing.
@@ -70,8 +71,8 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. One batch through one backbone
 #
-# All four heads read the same few reviews. We take short ones that speak of a film's parts in so
-# many words: those words will be tagged in section 4. The word list stands in for people who label.
+# All four heads read the same few reviews. We take short ones that name a part of the film (plot,
+# pictures): those words will be tagged in section 4. The word list stands in for people who label.
 
 # %%
 # Sometimes an article and a word between ("the whole plot"), then a word for a part of a film.
@@ -227,8 +228,8 @@ pd.DataFrame(cosines, index=list(figures.Pooling.names[: len(sentences)])).T.rou
 
 # %% [markdown]
 # The masked mean tells the bicycle from the films best: `minilm` was trained with it. Without a
-# mask, 8 pads bring it close. Even with none it is closer to A than the complaint: both are short
-# and share the padding of this batch.
+# mask, 8 pads bring it close. Even without extra pads it is closer to A than the complaint is: both
+# are short and share the padding of this batch.
 
 # %% [markdown]
 # ## 3. Classification: one vector, C scores
@@ -555,7 +556,8 @@ print(f"backbone {count(real):,}, an untied head {own_table:,}: {own_table / cou
 #
 # An encoder's tokens look at each other in both directions. A decoder's may only look back: its
 # **causal mask** lets position $t$ read tokens $\le t$, for otherwise it would see the word it has
-# to predict. Replace one token at a time and see whose hidden state changes:
+# to predict. Replace one token at a time and see whose hidden state changes (in the figure, the
+# blue squares):
 
 # %%
 sentence = "The film is slow but good"
@@ -748,9 +750,9 @@ with torch.no_grad():
 # ## Exercises
 #
 # Write these yourself in [`exercises/03_heads.ipynb`](exercises/03_heads.ipynb): there each
-# function is a stub, with hints and a check that names your mistake. Here they stand solved; the
-# solutions are folded, so open one when you have tried. The last three are "spot the flaw" labs:
-# each holds a mistake that was published.
+# function is a stub, with hints and a check that names your mistake. Here they stand solved. In
+# JupyterLab the solutions are folded, so open one when you have tried; elsewhere they stand open.
+# The last three are "spot the flaw" labs: each holds a kind of mistake seen in published work.
 
 # %% tags=["exercise-setup"]
 import torch
@@ -1042,4 +1044,4 @@ with torch.device("meta"):
 # - O. Press, L. Wolf, *Using the Output Embedding to Improve Language Models*, EACL 2017: tying.
 # - L. Ramshaw, M. Marcus, *Text Chunking using Transformation-Based Learning*, 1995: BIO tags.
 #
-# Next: the loop that trains a head, and the backbone under it.
+# Next: the loop that trains a head, and the backbone under it, [`04_training`](04_training.ipynb).

@@ -26,9 +26,9 @@
 # of a kind seen in published work.
 #
 # **Time**: about a minute to run on two CPU cores, and not much faster on a GPU; two to three hours
-# to read. **Needs**: the installed package. The weights of `minilm` (about 90 MB) are fetched once
-# and kept. The update rules themselves (AdamW, schedules, clipping) are in
-# [`01_math`](01_math.ipynb), section 3.
+# to read, the exercises not counted. **Needs**: the installed package. The weights of `minilm`
+# (about 90 MB) are fetched once and kept. The update rules themselves (AdamW, schedules, clipping)
+# are in [`01_math`](01_math.ipynb), section 3.
 
 # %% tags=["colab", "nbval-ignore-output"]
 # In Colab: install what is missing there, never torch. Elsewhere this cell does nothing.
@@ -1123,9 +1123,9 @@ print("training rows: here", len(few), " for the heads of sections 3 to 12", len
 # ## Exercises
 #
 # Write these yourself in [`exercises/04_training.ipynb`](exercises/04_training.ipynb): there each
-# function is a stub, with hints and a check that names your mistake. Here they stand solved; the
-# solutions are folded, so open one when you have tried. The last three are "spot the flaw" labs:
-# each holds a kind of mistake seen in published work.
+# function is a stub, with hints and a check that names your mistake. Here they stand solved. In
+# JupyterLab the solutions are folded, so open one when you have tried; elsewhere they stand open.
+# The last three are "spot the flaw" labs: each holds a kind of mistake seen in published work.
 
 # %% tags=["exercise-setup"]
 import math
@@ -1313,8 +1313,7 @@ printed = {"head only": 0.691, "last layer": 0.815, "all layers": 0.768, "from s
 #
 # A log is a dict with two lists, `accuracy` and `loss`, one entry for each evaluation. A number
 # that is merely wrong is no swap, and neither is one copied from another row that still prints its
-# own. Run `swapped_rows(printed, logs)` when the
-# check is content.
+# own. Run `swapped_rows(printed, logs)` when the check is content.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 def swapped_rows(printed, logs):

@@ -135,7 +135,9 @@ pd.DataFrame({"input_ids": ids, "token": loaded.tokenizer.convert_ids_to_tokens(
 # ## 2. Prepare and look at the labelled data
 #
 # Three splits with three jobs: the model learns from **train**, we choose by **validation**, and
-# **test** is looked at once, at the end. The test rows are the same for every seed.
+# **test** is looked at once, at the end. The test rows are the same for every seed. `auto` takes
+# IMDB where it can be had, else sentences of film reviews that people rated (Hutto & Gilbert 2014),
+# else the built-in reviews.
 
 # %%
 splits = sources.load_splits(dataset, seed=seed)
@@ -154,7 +156,7 @@ labels = {split: np.array(rows[split]["label"]) for split in rows}
 plots.class_balance(labels, label_names)
 
 # %% [markdown]
-# A few training rows. `show_texts` decides whether the texts appear.
+# A few training rows; label 1 is positive. `show_texts` decides whether the texts appear.
 
 
 # %%
@@ -377,7 +379,8 @@ plots.confusion_matrix(metrics.confusion(labels["test"], predictions, 2), label_
 
 # %% [markdown]
 # **Can its probabilities be believed?** Of the answers given with 90 % confidence, 90 % should be
-# right. The expected calibration error (ECE) is the mean distance from that.
+# right. The answers are sorted into bins of confidence; the expected calibration error (ECE) is the
+# mean distance of a bin's accuracy from its confidence, each bin weighted by its answers.
 
 # %%
 plots.reliability_diagram(metrics.reliability_bins(confidence, correct, 10), test["ece"])
@@ -411,8 +414,7 @@ print(f"accuracy on the others: {unseen_accuracy:.4f}")
 # %% [markdown]
 # **Beyond the test set.** Experts rewrote reviews with as few edits as possible so that the label
 # flips (Gardner et al. 2020). A model that reads gets these right too; one that counts words does
-# not. The original reviews stand in IMDB's training split, so only the edited ones are a fair
-# score.
+# not. The original reviews are in IMDB's training split, so only the edited ones are a fair score.
 
 # %% tags=["nbval-ignore-output"]
 contrast = None
@@ -504,8 +506,11 @@ display(pd.Series(record["environment"] | record["environment"]["versions"],
 # ## Exercises
 #
 # 1. Halve `train_size` and run again. By how much does the best baseline fall, and by how much the
-#    model? `tutorkit.runs.compare_runs` tells whether two runs differ by more than chance.
-# 2. Set `truncation="head"`, then `"tail"`. Which end of a review holds the verdict?
+#    model? `tutorkit.runs.compare_runs`, given the two run folders, tells whether two runs differ
+#    by more than chance.
+# 2. Set `max_length=16`, so that reviews are cut (step 2 shows how many at 128), and
+#    `truncation="head"`, then `"tail"`. Which end of a review holds more of the verdict, and
+#    is the difference more than chance?
 # 3. Set `learning_rate=1e-2`. What do the learning curves look like, and what does the test say?
 # 4. Set `freeze="backbone"`: only the head trains. How much of the gain is left, at what speed?
 #
