@@ -198,6 +198,23 @@ def test_a_click_stops_the_run_and_no_widget_stays(watched, capsys):
         "0.7500, accuracy 0.6000; best 0.6000 at step 4\n")  # fmt: skip
 
 
+def test_a_run_without_validation_rows(watched, capsys):
+    before, state, live = alive(), run_state(), TrainingBoard(every_seconds=0.0)
+    live("train_start", state)
+    for _ in range(3):
+        advance(state)
+        state.evaluations, state.best = [], None
+        live._shown._due = 0.0
+        live("step", state)
+    assert "step 3 of 40" in live._shown._text.value
+    live("epoch_end", state)
+    live("train_end", state)
+    assert alive() == before
+    assert set(watched.shown[-1]) == {"image/png", "text/plain"}
+    said = capsys.readouterr().out
+    assert said.startswith("training over: 3 of 40 steps in 0:06; no evaluation")
+
+
 def test_redraws_rest_fifty_times_what_they_took(watched, monkeypatch):
     hands = Clock()
     monkeypatch.setattr(board, "time", hands)

@@ -132,6 +132,27 @@ def test_killed_at_any_event_and_resumed_equals_uninterrupted(tmp_path, config):
         assert state.resumed_from_step == (max(after) if after else None), (event, step)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_layers_keep_their_rates_over_a_resume(tmp_path, optimizer):
+    """Each layer is two groups of the optimizer, whose tensors a checkpoint numbers."""
+    config = PUT(CONFIG, layer_decay=0.5, optimizer=optimizer, learning_rate=2e-2)
+
+    def die(event, state):
+        if (event, state.step) == ("checkpoint", 3):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(config, tmp_path, [die])
+    refused(tmp_path, r"another run \(layer_decay: expected 0.7, found 0.5\)",
+            PUT(config, layer_decay=0.7))  # fmt: skip
+    model, state = run(config, tmp_path)
+    assert state.resumed_from_step == 3
+    assert_same_run(config, model, state)
+    one_rate, _, _ = uninterrupted(PUT(config, layer_decay=1.0))
+    table = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(one_rate.state_dict()[table], model.state_dict()[table])
+
+
 def test_killed_again_and_again(tmp_path):
     for place in (6, 4, 7):
         with pytest.raises(Killed):
@@ -265,7 +286,8 @@ def test_patience_is_carried_over_and_an_early_stop_is_final(tmp_path):
     assert events == ["train_start", "train_end"]
     assert again.stopped_early
     assert without_times(again.history) == without_times(expected.history)
-    assert evaluate(model, flipped, precision="fp32").loss == expected.best["loss"]
+    found = evaluate(model, flipped, OPPOSITE.batch_size * 2, precision="fp32")  # as in the run
+    assert found.loss == expected.best["loss"]
 
 
 def test_a_run_that_a_callback_stopped_goes_on_when_asked(tmp_path):

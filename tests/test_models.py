@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from tutorkit import downloads, weights
 from tutorkit.data import SentimentDataset
 from tutorkit.models import (
+    backbone_layers,
     check_max_length,
     count_parameters,
     load_language_model,
     load_model,
     max_positions,
+    parameter_depths,
     save_model,
     set_trainable,
 )
@@ -526,12 +528,13 @@ def test_positions_of_roberta_start_above_the_padding():
         model(torch.full((1, 19), 5))
 
 
-# --- freezing and counting
+# --- layers, freezing and counting
 
 
-def gpt2():
-    config = transformers.GPT2Config(**SMALL, n_embd=8, n_layer=2, n_head=2, n_positions=16)
-    return transformers.GPT2ForSequenceClassification(config)
+def gpt2(kind=transformers.GPT2ForSequenceClassification, **settings):
+    """GPT-2's names and places: its tables stand beside its layers, in no part of their own."""
+    shape = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16, **SMALL, **settings}
+    return kind(transformers.GPT2Config(**shape))
 
 
 def frozen(model, freeze) -> set[str]:
@@ -567,6 +570,73 @@ def test_what_freezing_leaves_to_train(name):
         in_lowest = {n for n in names if n.startswith(lowest)}
         assert frozen(model, count) == in_embeddings | in_lowest
     assert frozen(model, "none") == set()  # nothing of the earlier calls stays
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-decoder", "gpt2"])
+def test_layers_of_the_backbone_lowest_first(get, name):
+    model = gpt2() if name == "gpt2" else get(name).model
+    lists = {"tiny": lambda: model.bert.encoder.layer, "tiny-decoder": lambda: model.model.layers,
+             "gpt2": lambda: model.transformer.h}  # fmt: skip
+    found = backbone_layers(model)
+    assert isinstance(found, list)
+    assert [id(layer) for layer in found] == [id(layer) for layer in lists[name]()]
+    assert len(found) == 2
+
+
+def test_layers_of_models_of_other_kinds():
+    model = torch.nn.Module()
+    model.base_model = torch.nn.Linear(2, 2)
+    assert backbone_layers(model) == []
+    model.base_model = torch.nn.Module()
+    model.base_model.none = torch.nn.ModuleList()
+    model.base_model.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    model.head = torch.nn.ModuleList([torch.nn.Linear(2, 2)] * 3)
+    assert backbone_layers(model) == [model.base_model.layers[0]]
+
+
+@pytest.mark.parametrize("name", [*PARTS][:2] + [pytest.param("minilm", marks=REAL), "gpt2"])
+def test_the_depth_of_every_parameter_by_its_name(get, name):
+    model = gpt2(n_layer=3) if name == "gpt2" else get(name).model
+    _, embeddings, layer = PARTS[name]
+    count = model.config.num_hidden_layers
+
+    def expected(parameter):
+        if parameter.startswith(embeddings):
+            return count + 1
+        if parameter.startswith(layer):
+            return count - int(parameter.removeprefix(layer).split(".")[0])
+        return 0
+
+    depths = parameter_depths(model)
+    assert depths == {n: expected(n) for n, _ in model.named_parameters()}
+    assert set(depths.values()) == set(range(count + 2))
+
+
+def test_depths_in_numbers(get):
+    """Two layers: the classifier and what else stands above them, the layers, the embeddings."""
+    depths = parameter_depths(get("tiny").model)
+    assert depths["classifier.weight"] == depths["classifier.bias"] == 0
+    assert depths["bert.pooler.dense.weight"] == 0
+    assert depths["bert.encoder.layer.1.output.dense.weight"] == 1
+    assert depths["bert.encoder.layer.0.attention.self.query.bias"] == 2
+    assert depths["bert.embeddings.word_embeddings.weight"] == 3
+    assert depths["bert.embeddings.LayerNorm.weight"] == 3
+
+    depths = parameter_depths(gpt2(n_layer=3))
+    assert (depths["score.weight"], depths["transformer.ln_f.weight"]) == (0, 0)
+    assert [depths[f"transformer.h.{i}.ln_1.weight"] for i in range(3)] == [3, 2, 1]
+    assert (depths["transformer.wte.weight"], depths["transformer.wpe.weight"]) == (4, 4)
+
+
+def test_the_depth_of_a_table_that_is_the_output_layer_too():
+    tied = gpt2(transformers.GPT2LMHeadModel)
+    assert tied.lm_head.weight is tied.transformer.wte.weight
+    depths = parameter_depths(tied)
+    assert list(depths) == [n for n, _ in tied.named_parameters()]
+    assert "lm_head.weight" not in depths and depths["transformer.wte.weight"] == 3
+
+    depths = parameter_depths(gpt2(transformers.GPT2LMHeadModel, tie_word_embeddings=False))
+    assert (depths["lm_head.weight"], depths["transformer.wte.weight"]) == (0, 3)
 
 
 @pytest.mark.parametrize(("freeze", "message"), [

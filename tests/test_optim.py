@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tutorkit.models import load_model, set_trainable
+from tutorkit.models import load_model, parameter_depths, set_trainable
 from tutorkit.optim import SGDW, make_optimizer, parameter_groups
 
 LR, DECAY, MOMENTUM = 0.1, 0.5, 0.9
@@ -132,3 +132,69 @@ def test_parameter_groups_leave_out_an_empty_group():
     assert [g["weight_decay"] for g in parameter_groups(torch.nn.LayerNorm(3), 0.1)] == [0.0]
     no_bias = torch.nn.Linear(3, 2, bias=False)
     assert [g["weight_decay"] for g in parameter_groups(no_bias, 0.1)] == [0.1]
+
+
+# --- a rate of its own for each layer -----------------------------------------------------------
+
+
+def names_of(model, group) -> list[str]:
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [names[id(p)] for p in group["params"]]
+
+
+@pytest.mark.parametrize("freeze", ["none", "embeddings", 1, "backbone"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-decoder"])
+def test_groups_of_a_layer_decay_hold_every_trained_parameter_once(name, freeze):
+    model = load_model(name).model
+    trained = set_trainable(model, freeze)
+    depths, parameters = parameter_depths(model), dict(model.named_parameters())
+    groups = parameter_groups(model, 0.01, 0.25)
+    found = [n for group in groups for n in names_of(model, group)]
+    assert sorted(found) == sorted(trained)
+    kinds = []
+    for group in groups:
+        names = names_of(model, group)
+        (depth,) = {depths[n] for n in names}
+        (matrices,) = {parameters[n].ndim >= 2 for n in names}
+        assert group["lr_scale"] == 0.25**depth
+        assert group["weight_decay"] == (0.01 if matrices else 0.0)
+        kinds.append((depth, "matrices" if matrices else "vectors"))
+    # From the top down, and with weight decay before without: checkpoints number by it.
+    assert kinds == sorted(set(kinds))
+    assert {depth for depth, _ in kinds} == {depths[n] for n in trained}
+
+
+def test_groups_of_a_layer_decay_in_numbers():
+    groups = parameter_groups(load_model("tiny").model, 0.01, 0.5)
+    assert [group["lr_scale"] for group in groups] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0] * 4
+
+
+def test_a_layer_decay_of_one_is_two_groups_in_the_order_of_before():
+    model = load_model("tiny").model
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    for groups in (parameter_groups(model, 0.01), parameter_groups(model, 0.01, 1)):
+        decayed, plain = groups
+        assert names_of(model, decayed) == [n for n, p in trained if p.ndim >= 2]
+        assert names_of(model, plain) == [n for n, p in trained if p.ndim < 2]
+        assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
+        assert (decayed["lr_scale"], plain["lr_scale"]) == (1.0, 1.0)
+
+
+def test_one_rate_for_all_needs_no_layers():
+    (group,) = parameter_groups(torch.nn.Linear(3, 2, bias=False), 0.1, 1.0)
+    assert group["lr_scale"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_make_optimizer_keeps_the_share_of_each_layer(name):
+    model = load_model("tiny").model
+    shares = [group["lr_scale"] for group in make_optimizer(model, name, 1e-3, 0, 0.5).param_groups]
+    assert shares == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    assert len(make_optimizer(model, name, 1e-3, 0).param_groups) == 2
+
+
+def test_a_layer_decay_with_everything_frozen_is_refused():
+    model = load_model("tiny").model.requires_grad_(False)
+    with pytest.raises(ValueError, match="everything is frozen"):
+        parameter_groups(model, 0.01, 0.5)

@@ -23,9 +23,12 @@ import torch
 from safetensors.torch import load_file
 
 from tutorkit import precision
+from tutorkit.board import TrainingBoard, best_line
 from tutorkit.data import SentimentDataset
-from tutorkit.models import load_model, set_trainable
-from tutorkit.optim import make_optimizer
+from tutorkit.models import load_model, parameter_depths, set_trainable
+from tutorkit.optim import make_optimizer, parameter_groups
+from tutorkit.plots import learning_curves
+from tutorkit.progress import Progress
 from tutorkit.sources import load_splits
 from tutorkit.training import (
     EVENTS,
@@ -162,7 +165,8 @@ def test_a_callback_that_changes_the_mode_or_evaluates_changes_nothing():
 
 def one_step(model, config, train, batches) -> dict:
     accelerator = make_accelerator("fp32", "cpu")
-    optimizer = make_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay,
+                               config.layer_decay)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     state = TrainState(config, total_steps=10)
     return train_step(wrapped, prepared, train, batches, state, accelerator)
@@ -230,6 +234,46 @@ def test_the_gradient_that_is_applied_is_clipped(limit):
     moved = math.sqrt(sum((after[n] - before[n]).double().square().sum() for n in before))
     assert entry["grad_norm"] > 0.02
     assert moved == pytest.approx(0.1 * min(limit, entry["grad_norm"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-decoder"])
+def test_a_layer_moves_by_its_share_of_the_learning_rate(name):
+    """And so does its weight decay: θ ← θ - ηg - ηλθ, with the layer's own η."""
+    base = PUT(CONFIG, optimizer="sgd", learning_rate=0.5, weight_decay=0.1, warmup_ratio=0.0,
+               max_grad_norm=math.inf)  # fmt: skip
+    before, moved, entries = weights(fresh_model(name)), {}, {}
+    for decay in (1.0, 0.5):
+        model = fresh_model(name)
+        entries[decay] = one_step(model, PUT(base, layer_decay=decay), reviews("train", 8),
+                                  [np.arange(8)])  # fmt: skip
+        moved[decay] = {n: t - before[n] for n, t in model.state_dict().items()}
+    assert entries[1.0] == entries[0.5]  # the learning rate of the history is the head's
+    shares = parameter_depths(fresh_model(name))
+    assert sorted(set(shares.values())) == [0, 1, 2, 3]
+    for parameter, depth in shares.items():
+        whole, part = moved[1.0][parameter], moved[0.5][parameter]
+        torch.testing.assert_close(part, whole * 0.5**depth, rtol=1e-3, atol=1e-7)
+    # far above the tolerance, in every layer
+    for depth in range(4):
+        assert max(moved[0.5][n].abs().max() for n, d in shares.items() if d == depth) > 1e-4
+
+
+def test_shares_follow_the_schedule_in_every_step():
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append([group["lr"] for group in self.param_groups])
+
+    config = PUT(CONFIG, warmup_ratio=0.2, learning_rate=8e-3, layer_decay=0.5)
+    model, train, accelerator = fresh_model(), reviews("train", 8), make_accelerator("fp32", "cpu")
+    optimizer = Watched(parameter_groups(model, 0.0, 0.5), lr=1.0)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    state = TrainState(config, total_steps=10)
+    for _ in range(3):
+        train_step(wrapped, prepared, train, [np.arange(4)], state, accelerator)
+    shares = np.repeat([1, 0.5, 0.25, 0.125], 2)
+    np.testing.assert_allclose(rates, [shares * rate for rate in (4e-3, 8e-3, 8e-3)], rtol=1e-12)
 
 
 def test_learning_rates_of_a_run_by_hand():
@@ -411,6 +455,100 @@ def test_history_is_json_and_has_the_promised_entries():
     assert seconds == sorted(seconds) and seconds[-1] <= state.seconds
 
 
+# --- without validation rows --------------------------------------------------------------------
+
+# Learning these makes the opposite labels worse: with validation, the best is not the last.
+OPPOSITE = PUT(CONFIG, epochs=4, learning_rate=1e-2, evaluations_per_epoch=1, patience=None)
+
+
+def test_without_validation_rows_the_last_weights_stay():
+    """The same run with validation rows gives the weights of its last step, and does not keep them.
+
+    Patience of one evaluation would end it after its second epoch."""
+    train, opposite, after_step = reviews("train", 12), reviews("train", 12, flipped=True), {}
+    model = fresh_model()
+
+    def note(event, state):
+        if event == "step":
+            after_step[state.step] = weights(model)
+
+    with_rows = fit(model, train, opposite, OPPOSITE, callbacks=[note])
+    assert with_rows.best is not with_rows.evaluations[-1]
+
+    alone, recorder = fresh_model(), Recorder()
+    config = PUT(OPPOSITE, patience=1, evaluations_per_epoch=3)
+    state = fit(alone, train, None, config, callbacks=[recorder])
+    assert losses(state) == losses(with_rows)
+    assert same(weights(alone), after_step[12])
+    assert not same(weights(model), after_step[12])
+    assert not alone.training
+    kinds = {event for event, _ in recorder.events}
+    assert kinds == {"train_start", "step", "epoch_end", "train_end"}
+    assert [step for event, step in recorder.events if event == "epoch_end"] == [3, 6, 9, 12]
+    assert (state.step, state.epoch, state.stopped_early) == (12, 4.0, False)
+
+
+def test_without_validation_rows_the_history_has_no_evaluations():
+    state = fit(fresh_model(), reviews("train", 12), None, CONFIG)
+    assert (state.best, state.evaluations, state.bad_evaluations) == (None, [], 0)
+    history = json.loads(json.dumps(state.history, allow_nan=False))
+    assert (len(history["steps"]), history["evaluations"]) == (6, [])
+    assert len(learning_curves(history).axes) == 3
+
+
+def test_without_validation_rows_a_killed_run_goes_on(tmp_path):
+    train, config = reviews("train", 12), PUT(CONFIG, checkpoint_every=2)
+    straight, resumed, recorder = fresh_model(), fresh_model(), Recorder()
+
+    def die(event, state):
+        if (event, state.step) == ("step", 5):
+            raise KeyboardInterrupt
+
+    whole = fit(straight, train, None, config)
+    with pytest.raises(KeyboardInterrupt):
+        fit(fresh_model(), train, None, config, tmp_path, [recorder, die])
+    assert [step for event, step in recorder.events if event == "checkpoint"] == [2, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"]  # and no best weights
+    state = fit(resumed, train, None, config, tmp_path)
+    assert (state.resumed_from_step, state.best) == (4, None)
+    assert losses(state) == losses(whole)
+    assert same(weights(resumed), weights(straight))
+
+
+def test_without_validation_rows_a_checkpoint_of_a_run_with_them_chooses_nothing(tmp_path):
+    train, opposite = reviews("train", 12), reviews("train", 12, flipped=True)
+
+    def stop(event, state):
+        state.stop = state.step == 9
+
+    straight, resumed = fresh_model(), fresh_model()
+    fit(straight, train, None, OPPOSITE)
+    assert fit(fresh_model(), train, opposite, OPPOSITE, tmp_path, [stop]).best is not None
+    assert fit(resumed, train, None, OPPOSITE, tmp_path).resumed_from_step == 9
+    assert same(weights(resumed), weights(straight))
+
+
+def test_without_validation_rows_a_callback_can_stop_the_run():
+    def stop(event, state):
+        state.stop = state.step == 2
+
+    model, before = fresh_model(), weights(fresh_model())
+    state = fit(model, reviews("train", 12), None, CONFIG, callbacks=[stop])
+    assert (state.step, state.best) == (2, None)
+    assert not same(weights(model), before)
+
+
+def test_without_validation_rows_progress_is_lines_all_the_same(monkeypatch, capsys):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setattr("tutorkit.board.Progress", lambda: Progress(0.0))
+    for callback in (Progress(0.0), TrainingBoard()):
+        state = fit(fresh_model(), reviews("train", 12), None, CONFIG, callbacks=[callback])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(",")[0] for line in lines[:-1]] == [f"step {k}/6" for k in range(1, 7)]
+        assert lines[-1].startswith("training over: 6 steps in ")
+        assert best_line(state).startswith("no evaluation")
+
+
 # --- what a run refuses -------------------------------------------------------------------------
 
 
@@ -483,6 +621,11 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(tmp_path):
         ("learning_rate", 5, "learning_rate: expected a number in 0…1, found 5"),
         ("learning_rate", math.nan, "learning_rate: expected a number in 0…1, found nan"),
         ("learning_rate", "1e-4", "learning_rate: expected a number"),
+        ("layer_decay", 1.5, "layer_decay: expected a number in 0…1, found 1.5"),
+        ("layer_decay", -0.5, "layer_decay: expected a number in 0…1, found -0.5"),
+        ("layer_decay", math.nan, "layer_decay: expected a number in 0…1, found nan"),
+        ("layer_decay", "1", "layer_decay: expected a number in 0…1, found '1'"),
+        ("layer_decay", 0, "layer_decay: expected a number above 0.*the head alone; freeze the"),
         ("weight_decay", 1.1, "weight_decay: expected a number in 0…1, found 1.1"),
         ("warmup_ratio", 100, "warmup_ratio: expected a number in 0…1, found 100"),
         ("schedule", "step", r"schedule: expected one of .*'slanted_triangular'\), found 'step'"),
@@ -518,7 +661,7 @@ def test_an_unknown_setting_is_a_type_error_and_a_config_can_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 3
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert len(fields) == 15  # a new field belongs into the table above
+    assert len(fields) == 16  # a new field belongs into the table above
 
 
 # --- evaluation ---------------------------------------------------------------------------------

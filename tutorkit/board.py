@@ -211,7 +211,9 @@ class _Panel:
         self._bar = ipywidgets.IntProgress(max=state.total_steps, layout={"width": "auto",
                                                                           "flex": "1 1 auto"})
         self._text = ipywidgets.HTML()
-        self._picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        # As large as the still picture: a box stretches what is in it, and that blurs.
+        layout = {"max_width": "100%", "align_self": "flex-start"}
+        self._picture = ipywidgets.Image(format="png", layout=layout)
         row = ipywidgets.HBox([self._stop, self._bar])
         self._box = ipywidgets.VBox([row, self._text, self._picture])
         self._clicks = _Clicks(shell.kernel, self._stop, self._click_handled)

@@ -151,6 +151,29 @@ def check_max_length(model, max_length: int) -> None:
         )
 
 
+def backbone_layers(model) -> list:
+    """The layers of a model's backbone, lowest first: its first list of modules."""
+    import torch
+
+    modules = model.base_model.modules()
+    return list(next((m for m in modules if isinstance(m, torch.nn.ModuleList) and len(m)), []))
+
+
+def parameter_depths(model) -> dict[str, int]:
+    """How far each parameter is from the top of the model, by its name.
+
+    0: the head and what else stands above the layers (a pooler, a last norm); 1: the last layer;
+    L: the first of L layers; L + 1: the embeddings. A shared tensor has one name, its first.
+    """
+    layers = backbone_layers(model)
+    depth_of = {}
+    for above, layer in enumerate(reversed(layers), start=1):
+        depth_of |= {id(p): above for p in layer.parameters()}
+    for part in _embeddings(model.base_model):
+        depth_of |= {id(p): len(layers) + 1 for p in part.parameters()}
+    return {name: depth_of.get(id(p), 0) for name, p in model.named_parameters()}
+
+
 def set_trainable(model, freeze: str | int = "none") -> list[str]:
     """Freeze part of a model: no gradient, no update, no optimizer state.
 
@@ -164,12 +187,8 @@ def set_trainable(model, freeze: str | int = "none") -> list[str]:
     Raises:
         ValueError: an unknown value, or more layers than the model has.
     """
-    import torch
-
     backbone = model.base_model
-    layers = next(
-        (m for m in backbone.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0), []
-    )
+    layers = backbone_layers(model)
     if freeze == "none":
         frozen = []
     elif freeze == "backbone":
@@ -178,10 +197,7 @@ def set_trainable(model, freeze: str | int = "none") -> list[str]:
         count = 0 if freeze == "embeddings" else int(freeze)
         if not 0 <= count <= len(layers):
             raise ValueError(f"freeze: expected 0…{len(layers)} layers, found {freeze!r}")
-        # GPT-2 has its tables for words and positions side by side, outside any "embeddings".
-        tables = [m for m in backbone.modules() if isinstance(m, torch.nn.Embedding)]
-        embeddings = getattr(backbone, "embeddings", None)
-        frozen = [*(tables if embeddings is None else [embeddings]), *layers[:count]]
+        frozen = [*_embeddings(backbone), *layers[:count]]
     else:
         raise ValueError('freeze: expected "none", "embeddings", "backbone" or a number of layers, '
                          f"found {freeze!r}")
@@ -229,6 +245,16 @@ def save_model(loaded: LoadedModel, folder: str | Path, card: str) -> None:
     except (OSError, SafetensorError) as error:  # the latter is how a full disk shows in weights
         raise OSError(f"could not write the model to {target} ({error}): free some disk space, or "
                       "name a folder that you may write to, and save it again") from error
+
+
+def _embeddings(backbone) -> list:
+    """The modules that turn ids into vectors."""
+    import torch
+
+    # GPT-2 has its tables for words and positions side by side, outside any "embeddings".
+    tables = [m for m in backbone.modules() if isinstance(m, torch.nn.Embedding)]
+    embeddings = getattr(backbone, "embeddings", None)
+    return tables if embeddings is None else [embeddings]
 
 
 def _is_decoder(tokenizer) -> bool:

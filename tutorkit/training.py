@@ -46,6 +46,7 @@ class TrainConfig:
     batch_size: int = 32  # rows in one forward pass, over all processes
     gradient_accumulation_steps: int = 1  # forward passes that make one optimizer step
     learning_rate: float = 1e-4  # peak, reached after the warm-up
+    layer_decay: float = 1.0  # a layer's learning rate as a share of the next higher layer's
     weight_decay: float = 0.01  # λ of θ ← θ - ηg - ηλθ; not on biases and norms
     warmup_ratio: float = 0.1  # share of all steps in which the learning rate rises
     schedule: str = "linear"  # or "cosine", "constant", "slanted_triangular"
@@ -68,8 +69,8 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: expected a whole number from {least}, found {value!r}")
-        ranges = {"learning_rate": (0, 1), "weight_decay": (0, 1), "warmup_ratio": (0, 1),
-                  "max_grad_norm": (0, math.inf)}  # fmt: skip
+        ranges = {"learning_rate": (0, 1), "layer_decay": (0, 1), "weight_decay": (0, 1),
+                  "warmup_ratio": (0, 1), "max_grad_norm": (0, math.inf)}  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -78,6 +79,9 @@ class TrainConfig:
         if self.max_grad_norm == 0:
             raise ValueError("max_grad_norm: expected a number above 0, found 0, which would set "
                              "every gradient to zero; float('inf') switches clipping off")
+        if self.layer_decay == 0:
+            raise ValueError("layer_decay: expected a number above 0, found 0, which would train "
+                             "the head alone; freeze the layers with models.set_trainable instead")
         choices = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS}
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -131,7 +135,7 @@ Callback = Callable[[str, TrainState], None]
 def fit(
     model: torch.nn.Module,
     train: SentimentDataset,
-    validation: SentimentDataset,
+    validation: SentimentDataset | None,
     config: TrainConfig,
     checkpoint_dir: Path | None = None,
     callbacks: Sequence[Callback] = (),
@@ -139,14 +143,16 @@ def fit(
     """Fine-tune `model` in place; at the end it holds the weights of the best evaluation.
 
     The best evaluation is the one with the highest validation accuracy, and of equals the one with
-    the lowest loss. All randomness is a function of (seed, step): the same seed on the same machine
-    gives the same losses, and a run killed at any step and started again with the same
-    `checkpoint_dir` ends with the weights it would have had.
+    the lowest loss. Without validation rows nothing is chosen: the last weights stay.
+
+    All randomness is a function of (seed, step): the same seed on the same machine gives the same
+    losses, and a run killed at any step and started again with the same `checkpoint_dir` ends with
+    the weights it would have had.
 
     Args:
         model: maps `input_ids` (B, T) and `attention_mask` (B, T) to an output with `.logits`.
         train: rows to learn from, of at least two classes.
-        validation: rows to choose the best weights by.
+        validation: rows to choose the best weights by; None: no evaluation, no early stopping.
         config: see `TrainConfig`.
         checkpoint_dir: folder for checkpoints; without one, nothing is written to disk.
         callbacks: called as `callback(event, state)` with the events listed in `EVENTS`, in every
@@ -164,10 +170,11 @@ def fit(
     """
     check_classes(train.labels.tolist())
     accelerator = make_accelerator(config.precision, config.device)
-    optimizer = make_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay,
+                               config.layer_decay)
     epoch_steps = len(steps_of_epoch(train, config, epoch=0))
     state = TrainState(config, total_steps=epoch_steps * config.epochs)
-    looks = range(1, config.evaluations_per_epoch + 1)
+    looks = range(1, config.evaluations_per_epoch + 1) if validation is not None else ()
     evaluate_after = {round(epoch_steps * k / config.evaluations_per_epoch) for k in looks}
     keep = Keeper(model, optimizer, accelerator, checkpoint_dir, _fingerprint(config, train))
     wrapped, prepared = accelerator.prepare(model, optimizer)
@@ -215,7 +222,8 @@ def fit(
                 if over:
                     break
             emit("epoch_end")
-        keep.restore_best(state)
+        if validation is not None:
+            keep.restore_best(state)
     finally:
         _unwrap(model)  # an interrupted run, too, leaves a plain model
         model.eval()
@@ -243,7 +251,7 @@ def train_step(
     factor = lr_schedule(config.schedule, state.step, state.total_steps,
                          round(config.warmup_ratio * state.total_steps))
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * factor
+        group["lr"] = config.learning_rate * factor * group["lr_scale"]
     rows = sum(len(batch) for batch in batches)
     total = torch.zeros((), device=accelerator.device)
     model.train()
