@@ -16,6 +16,7 @@ from tutorkit.metrics import (
     compare_sentence,
     confusion,
     expected_calibration_error,
+    mean_interval,
     paired_test,
     reliability_bins,
     score,
@@ -260,3 +261,32 @@ def test_confusion_refuses_labels_out_of_range() -> None:
         confusion(np.array([0, 1]), np.array([0, 2]), 2)
     with pytest.raises(ValueError, match="expected arrays of one shape"):
         confusion(np.array([0, 1]), np.array([0]), 2)
+
+
+# --- the mean over seeds ------------------------------------------------------------------------
+
+
+def test_mean_interval_by_the_table():
+    # k = 3: t of two degrees of freedom is 4.3027; the standard deviation of 1, 2, 3 is 1.
+    low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    narrow = mean_interval([1.0, 2.0, 3.0], confidence=0.5)
+    assert low < narrow[0] < 2 < narrow[1] < high
+
+
+def test_mean_interval_holds_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [mean_interval(rng.normal(0.8, 0.03, size=3)) for _ in range(2000)]
+    assert np.mean([low <= 0.8 <= high for low, high in found]) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("values", [[], [0.8], [0.8, float("nan")], [[0.8, 0.9]]])
+def test_mean_interval_of_too_little_is_refused(values):
+    with pytest.raises(ValueError, match="two finite values or more"):
+        mean_interval(values)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95])
+def test_mean_interval_with_an_impossible_confidence(confidence):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        mean_interval([0.1, 0.2], confidence)
