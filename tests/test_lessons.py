@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import lessons
@@ -46,3 +47,67 @@ def test_another_output_or_too_much_memory_fails(
     monkeypatch.setattr(lessons, "MOST_GIB", most)
     assert lessons.main([notebook(tmp_path, shown)]) == 1
     assert word in capfd.readouterr().out.strip().split("\n")[-1]
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where --record writes to; the yardsticks are made up: twice as slow on one thread."""
+    path = tmp_path / "times.json"
+    monkeypatch.setattr(lessons.lesson_times, "RECORD", path)
+    monkeypatch.setattr(lessons.lesson_times, "hardware", lambda: {"cpu": "made up"})
+
+    def yardsticks(changes: dict[str, str]) -> dict[str, float]:
+        return {"step_s": 0.4 if changes else 0.2, "plain_s": 0.05}
+
+    monkeypatch.setattr(lessons, "yardsticks", yardsticks)
+    return path
+
+
+def test_times_are_recorded_when_asked_for(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    took = iter([(0, 30.0, 0.5), (0, 42.0, 0.5)])
+    threads = []
+
+    def run(path: Path, runs: str, changes: dict[str, str] | None = None) -> tuple:
+        threads.append((changes or {}).get("OMP_NUM_THREADS"))
+        return next(took)
+
+    monkeypatch.setattr(lessons, "run", run)
+    assert lessons.main(["--record", "notebooks/01_small.ipynb"]) == 0
+    assert threads == [None, "1"]
+    assert capfd.readouterr().out.strip().split("\n")[-1] == "recorded: 01_small"
+    record = json.loads(recorded.read_text(encoding="utf-8"))
+    assert record["step_s"] == 0.2
+    # 12 s longer where a step takes twice as long: 12 s of training.
+    assert record["lessons"] == {
+        "01_small": {"seconds": 30.0, "peak_gib": 0.5, "training_s": 12.0}
+    }
+
+
+def test_where_nothing_can_be_told_no_lesson_is_run(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lessons, "yardsticks", lambda changes: {"step_s": 0.2, "plain_s": 0.05})
+    assert lessons.main(["--record", "notebooks/01_small.ipynb"]) == 1
+    assert "record on a quiet machine" in capfd.readouterr().err
+    assert not recorded.exists()
+
+
+def test_a_failed_lesson_is_not_recorded(
+    recorded: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert lessons.main(["--record", notebook(tmp_path, "other\n")]) == 1
+    assert capfd.readouterr().out.strip().split("\n")[-1] == "nothing recorded"
+    assert not recorded.exists()
+
+
+def test_a_lesson_runs_on_one_thread_when_told(tmp_path: Path) -> None:
+    source = "import os\nprint(os.environ.get('OMP_NUM_THREADS'))"
+    path = Path(notebook(tmp_path, "1\n"))
+    stored = nbformat.read(path, as_version=4)
+    stored.cells[0].source = source
+    nbformat.write(stored, path)
+    code, _, _ = lessons.run(path, str(tmp_path), lessons.ONE_THREAD)
+    assert code == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tutorkit import machine
 from tutorkit.machine import environment, git_commit
 
 ROOT = Path(__file__).parent.parent
@@ -87,3 +88,25 @@ def test_an_installed_copy_does_not_take_the_commit_around_it(tmp_path: Path) ->
 def test_no_git_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert git_commit() is None
+
+
+def test_free_memory_is_part_of_all_memory() -> None:
+    assert 0.01 < machine.free_memory_gb() < environment()["memory_gb"]
+
+
+def test_the_speed_of_products_is_that_of_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Start and end of each product (the first only prepares), and the clock of the whole between.
+    ticks = iter([0, 9, 10, 11, 13, 13, 14, 14.5, 14.5, 15, 17, 20])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(ticks))
+    found = machine.matmul_gflops("fp32", size=100, seconds=8, device="cpu")
+    assert found == pytest.approx(2 * 100**3 / 0.5 / 1e9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_speed_of_products_is_measured(precision: str) -> None:
+    assert 0 < machine.matmul_gflops(precision, size=64, seconds=0.01) < 1e6
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"precision: expected one of \('fp32', .*found 'int8'"):
+        machine.matmul_gflops("int8")

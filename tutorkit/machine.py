@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,51 @@ def peak_rss_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts in bytes, the other systems in KiB.
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def free_memory_gb() -> float:
+    """Main memory that a program could take now without pushing another one out, in GiB."""
+    import psutil
+
+    return psutil.virtual_memory().available / 2**30
+
+
+def matmul_gflops(
+    precision: str = "fp32", size: int = 1024, seconds: float = 0.3, device: str = "auto"
+) -> float:
+    """How fast this machine multiplies matrices, in 10⁹ additions and multiplications a second.
+
+    The fastest of several products counts: what else the machine does can only slow one down.
+
+    Args:
+        precision: number format, one of "fp32", "bf16", "fp16".
+        size: rows and columns of both matrices; their product takes 2·size³ operations.
+        seconds: how long to go on.
+        device: where, as for `precision.choose_device`.
+
+    Raises:
+        ValueError: an unknown precision or a device that is not here.
+    """
+    import torch
+
+    from tutorkit.precision import DTYPES, choose_device
+
+    if precision not in DTYPES:
+        raise ValueError(f"precision: expected one of {tuple(DTYPES)}, found {precision!r}")
+    on = choose_device(device)
+    a, b = (torch.ones(size, size, dtype=DTYPES[precision], device=on) for _ in range(2))
+
+    def product() -> float:
+        start = time.perf_counter()
+        found = a @ b
+        found[0, 0].item()  # a GPU answers before it is done; to read a number is to wait for it
+        return time.perf_counter() - start
+
+    product()  # the first one prepares
+    begun, fastest = time.perf_counter(), product()
+    while time.perf_counter() - begun < seconds:
+        fastest = min(fastest, product())
+    return 2 * size**3 / fastest / 1e9
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -6,6 +6,7 @@ A cell is named by a piece of its source that no other cell has, or by its numbe
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,8 @@ class Lesson:
             lambda message: message.type == "error" and self.messages.append(message.text),
         )
         # A workspace of its own: a shared one would open the notebooks of the test before.
-        self.page.goto(f"{address}/lab/workspaces/test-{time.monotonic_ns()}?reset")
+        workspace = f"{address}/lab/workspaces/test-{time.monotonic_ns()}?reset"
+        self.page.goto(workspace, timeout=90_000)
         self.page.wait_for_function("() => window.jupyterapp?.restored", timeout=60_000)
         self.page.evaluate("() => window.jupyterapp.restored.then(() => {})")
         self.page.evaluate(SCRIPT)
@@ -178,7 +180,7 @@ class Lesson:
         self.wait_idle()
 
     def start(self, cell: int | str) -> None:
-        """Run one cell without waiting, to do something while it runs; then `wait_idle`."""
+        """Run one cell without waiting, to do something while it runs; then `wait_end`."""
         self.show(cell)
         self.page.evaluate("index => { lesson.run(index); }", self.find(cell))
 
@@ -191,6 +193,22 @@ class Lesson:
     def wait_idle(self, limit: float = 60) -> None:
         """Wait until the kernel has nothing to do."""
         self._ask("idle", limit=limit)
+
+    def prompt(self, cell: int | str) -> Locator:
+        """What stands beside a cell: `[*]:` while it runs or waits, then the number of its run."""
+        return self.show(cell).locator(".jp-InputPrompt")
+
+    def wait_end(self, cell: int | str, limit: float = 60) -> None:
+        """Wait until a cell that was started is over.
+
+        The kernel's status does not tell: it is idle as soon as a widget has been answered, in a
+        thread of its own, while the cell still runs.
+        """
+        expect(self.prompt(cell)).to_have_text(re.compile(r"\[\d+\]:"), timeout=1000 * limit)
+
+    def save(self) -> None:
+        """Save the notebook, as a person does by its command."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
 
     def show(self, cell: int | str) -> Locator:
         """Scroll to a cell; returns its element."""
