@@ -1418,4 +1418,5 @@ print(metrics.compare_sentence("rank 1", "rank 6", result))
 # - J. Dodge et al., *Show Your Work: Improved Reporting of Experimental Results*, EMNLP 2019: what
 #   a score is worth, given how many were tried. Q. McNemar, Psychometrika 1947: the paired test.
 #
-# Next: what pre-training buys; or the whole report, [`05_imdb_report`](05_imdb_report.ipynb).
+# Next: what pre-training buys, [`06_transfer`](06_transfer.ipynb); or the whole report,
+# [`05_imdb_report`](05_imdb_report.ipynb).

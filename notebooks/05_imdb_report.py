@@ -49,7 +49,7 @@ if "google.colab" in sys.modules:
 # %% tags=["parameters"]
 dataset = "auto"  # "auto", "imdb", "rt_snippets", "reviews", … (tutorkit.sources.known_names())
 model = "minilm"  # "minilm", "smollm2", "tiny", a hub id or a folder with a saved model
-train_size = 3000  # training reviews at most; None: all
+train_size = 2400  # training reviews at most; None: all
 validation_size = 500  # validation reviews at most; None: all
 test_size = 2000  # test reviews at most; None: all
 max_length = 128  # tokens a review, special tokens included

@@ -24,7 +24,7 @@ class ReportParameters:
 
     dataset: str = "auto"  # a name of tutorkit.sources
     model: str = "minilm"  # a name of tutorkit.models
-    train_size: int | None = 3000  # rows at most; None: all
+    train_size: int | None = 2400  # rows at most; None: all
     validation_size: int | None = 500
     test_size: int | None = 2000
     max_length: int = 128  # tokens a review, special tokens included
