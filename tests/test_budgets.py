@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -183,6 +184,7 @@ def test_what_the_results_were_made_with(whole, settings):
     assert about["settings"] == {
         "dataset": {"name": "toy", "source": "local mirror"}, "model": settings["model"],
         "n_test": 20, "max_length": 16, "test_labels": "".join(map(str, sources_test()["label"])),
+        "strategies": {name: asdict(way) for name, way in transfer.STRATEGIES.items()},
     }  # fmt: skip
     assert set(about["settings"]["test_labels"]) == {"0", "1"}
     assert {"environment", "git_commit", "started_at"} < set(about)
@@ -219,6 +221,18 @@ def test_a_finished_run_trains_nothing(whole, settings, calls):
     assert (folder / "runs.jsonl").read_bytes() == before
 
 
+def test_half_a_line_is_made_again(whole, settings, calls, tmp_path):
+    """As a full disk leaves it."""
+    folder, expected, _ = whole
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "runs.jsonl"
+    path.write_text(path.read_text(encoding="utf-8")[:-40], encoding="utf-8")
+    assert read(tmp_path) == expected[:-1]
+    lines = measure(tmp_path, **settings)
+    assert without_times(lines) == without_times(expected)
+    assert len(calls.made) == 1
+
+
 def test_more_seeds_and_budgets_join_the_same_folder(settings, calls, tmp_path):
     few = {**settings, "strategies": ("features",), "seeds": (1,), "budgets": (8,)}
     assert len(measure(tmp_path, **few)) == len(CHEAP) + 1
@@ -243,6 +257,14 @@ def test_results_of_other_settings_are_refused(whole, settings, calls, change, m
         measure(folder, **{**settings, **change})
     assert calls.made == []
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_another_learning_rate_of_a_strategy_is_refused(whole, settings, monkeypatch):
+    folder, _, _ = whole
+    faster = replace(transfer.STRATEGIES["everything"], learning_rate=0.5)
+    monkeypatch.setitem(transfer.STRATEGIES, "everything", faster)
+    with pytest.raises(ValueError, match=r"other settings \(strategies: "):
+        measure(folder, **settings)
 
 
 def test_other_test_rows_are_refused(whole, settings, mirror, tmp_path, monkeypatch):
@@ -287,6 +309,17 @@ def choosing(calls, monkeypatch):
 
 RATES = {"dataset": "toy", "model": "tiny", "validation_size": 10, "max_length": 16}
 TRIALS = [(name, change) for name, tried in budgets.TRIED.items() for change in tried]
+
+
+def test_rates_of_another_model_are_not_taken_for_this_one_s(choosing, tmp_path):
+    choose_rates(tmp_path, **RATES)
+    path = tmp_path / "rates.jsonl"
+    others = path.read_text(encoding="utf-8").replace(f'"model": "{RATES["model"]}"',
+                                                      '"model": "another"')  # fmt: skip
+    path.write_text(others, encoding="utf-8")
+    choosing.made = []
+    assert len(choose_rates(tmp_path, **RATES)) == 2 * len(TRIALS)
+    assert len(choosing.made) == len(TRIALS)
 
 
 def test_rates_are_chosen_on_validation_rows_of_a_draw_of_their_own(choosing, tmp_path, mirror):

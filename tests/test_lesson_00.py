@@ -248,13 +248,14 @@ def test_the_map_is_stored_as_a_picture_as_well():
     assert len(picture.data["image/png"]) > 20_000
 
 
-def test_the_numbers_that_the_text_quotes_are_those_of_the_reports():
-    """About 0.93 and 0.92 on all of IMDB, resolved."""
+def test_what_the_text_says_of_the_reports_holds():
+    """On all of IMDB a difference of less than a point is resolved."""
     folder = NOTEBOOKS / "reports" / "imdb-minilm-384"
     record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert record["dataset"]["n_train"] == 24_000 and record["test"]["n"] == 25_000
-    assert round(record["test"]["accuracy"], 2) == 0.93
-    assert round(max(record["baseline"].values()), 2) == 0.92
+    assert 0 < record["test"]["accuracy"] - max(record["baseline"].values()) < 0.01
     assert record["paired"]["resolved"]
     text = " ".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
-    assert "about 0.93" in text and "reaches 0.92" in text
+    said = " ".join(text.split())
+    assert "24,000 reviews, judged by 25,000" in said
+    assert "differences of less than a point can be resolved" in said

@@ -162,7 +162,7 @@ def read(folder: str | Path, name: str = "runs.jsonl") -> list[dict]:
     path = Path(folder) / name
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in _whole_lines(path).splitlines()]
 
 
 def _recall(loaded: Any, memories: dict[str, transfer.Memory]) -> dict[str, float]:
@@ -170,8 +170,16 @@ def _recall(loaded: Any, memories: dict[str, transfer.Memory]) -> dict[str, floa
     return {name: round(share, 4) for name, share in found.items()}
 
 
+def _whole_lines(path: Path) -> str:
+    """What a file holds up to its last line break: a full disk leaves half a line behind it."""
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1]
+
+
 def _append(path: Path, line: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and (whole := _whole_lines(path)) != path.read_text(encoding="utf-8"):
+        path.write_text(whole, encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
