@@ -10,8 +10,9 @@ import jupytext
 import nbformat
 import pytest
 import torch
+from lesson_scripts import blocks, cases, solved
 
-from tutorkit import checks, data, exercises
+from tutorkit import data
 from tutorkit.checks import CheckFailed, lesson_00
 from tutorkit.concept_map import ConceptMap, lessons_in
 from tutorkit.models import count_parameters, load_model
@@ -28,26 +29,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def names():
     """What the setup and the solutions of the exercises define."""
-    found: dict = {}
-    for cell in CELLS:
-        if {"exercise-setup", "solution"} & set(cell.metadata.get("tags", [])):
-            exec(cell.source, found)
-    return found
-
-
-def blocks():
-    return [block for block in exercises.read_blocks(CELLS, SCRIPT.stem)
-            if isinstance(block, exercises.Block)]  # fmt: skip
+    return solved(CELLS)
 
 
 def test_there_are_short_exercises():
-    assert len(blocks()) == 5
-    assert max(block.minutes for block in blocks()) <= 3
-    assert {block.points for block in blocks()} == {1}
+    assert len(blocks(CELLS, SCRIPT.stem)) == 5
+    assert max(block.minutes for block in blocks(CELLS, SCRIPT.stem)) <= 3
+    assert {block.points for block in blocks(CELLS, SCRIPT.stem)} == {1}
 
 
 def test_the_solutions_pass_their_checks(names, capsys):
-    for block in blocks():
+    for block in blocks(CELLS, SCRIPT.stem):
         exec(block.check, names)
     assert capsys.readouterr().out.count("✓") == 5
 
@@ -189,10 +181,6 @@ def test_a_wrong_answer_that_is_listed_nowhere_is_refused(name, answer, message)
 def test_the_likely_mistakes_are_named(name, answer, message):
     with pytest.raises(CheckFailed, match=message):
         getattr(lesson_00, name).check(answer)
-
-
-def cases(exercise):
-    return [exercise.inputs(torch.Generator().manual_seed(seed)) for seed in checks.exercise.SEEDS]
 
 
 def test_the_inputs_hold_what_answers_trip_over():

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from lesson_scripts import cases
 
 from tutorkit.checks import CheckFailed, lesson_01
-from tutorkit.checks.exercise import SEEDS
 
 
 def by_shares(batch_means, batch_sizes):
@@ -132,10 +132,6 @@ def test_a_wrong_answer_that_is_listed_nowhere_is_refused(
 ) -> None:
     with pytest.raises(CheckFailed, match=message):
         getattr(lesson_01, name).check(answer)
-
-
-def cases(exercise) -> list[tuple]:
-    return [exercise.inputs(torch.Generator().manual_seed(seed)) for seed in SEEDS]
 
 
 def test_the_inputs_hold_what_answers_trip_over() -> None:

@@ -18,10 +18,10 @@ import jupytext
 import numpy as np
 import pytest
 import torch
+from lesson_scripts import cases
 
 from tutorkit import data, sources, text_data
 from tutorkit.checks import CheckFailed, lesson_02
-from tutorkit.checks.exercise import SEEDS
 from tutorkit.notebooks import NOTEBOOKS
 from tutorkit.tiny import build_tokenizer
 
@@ -361,10 +361,6 @@ def test_a_wrong_answer_that_is_listed_nowhere_is_refused(
 ) -> None:
     with pytest.raises(CheckFailed, match=message):
         getattr(lesson_02, name).check(answer)
-
-
-def cases(exercise) -> list[tuple]:
-    return [exercise.inputs(torch.Generator().manual_seed(seed)) for seed in SEEDS]
 
 
 def test_the_inputs_hold_what_answers_trip_over() -> None:

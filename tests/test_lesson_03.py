@@ -13,10 +13,10 @@ from collections.abc import Callable
 import jupytext
 import pytest
 import torch
+from lesson_scripts import blocks, cases, solved
 
-from tutorkit import exercises, heads
+from tutorkit import heads
 from tutorkit.checks import CheckFailed, lesson_03
-from tutorkit.checks.exercise import SEEDS
 from tutorkit.models import load_model
 from tutorkit.notebooks import NOTEBOOKS
 
@@ -31,11 +31,7 @@ def cells():
 @pytest.fixture(scope="module")
 def names(cells):
     """What the setup and the solutions of the exercises define."""
-    found = {}
-    for cell in cells:
-        if {"exercise-setup", "solution"} & set(cell.metadata.get("tags", [])):
-            exec(cell.source, found)
-    return found
+    return solved(cells)
 
 
 def batch(padding=2):
@@ -45,16 +41,14 @@ def batch(padding=2):
 
 
 def test_there_are_exercises_and_labs(cells):
-    blocks = exercises.read_blocks(cells, SCRIPT.stem)
-    found = [block for block in blocks if isinstance(block, exercises.Block)]
+    found = blocks(cells, SCRIPT.stem)
     assert len(found) == 8
     assert sum("spot the flaw" in block.text for block in found) == 3
 
 
 def test_the_solutions_pass_their_checks(cells, names, capsys):
-    for block in exercises.read_blocks(cells, SCRIPT.stem):
-        if isinstance(block, exercises.Block):
-            exec(block.check, names)
+    for block in blocks(cells, SCRIPT.stem):
+        exec(block.check, names)
     assert capsys.readouterr().out.count("✓") == 8
 
 
@@ -421,10 +415,6 @@ def test_a_wrong_test_of_poolings_does_not_print_the_answer():
         lesson_03.flawed_poolings.check(by_content)
     assert "two more depend on how much padding" in str(refusal.value)
     assert not [each.name for each in lesson_03.POOLINGS if each.name in str(refusal.value)]
-
-
-def cases(exercise) -> list[tuple]:
-    return [exercise.inputs(torch.Generator().manual_seed(seed)) for seed in SEEDS]
 
 
 def test_the_inputs_hold_what_answers_trip_over():

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lesson_scripts import blocks, cases, solved
 
-from tutorkit import checks, data, exercises, training
+from tutorkit import checks, data, training
 from tutorkit.checks import CheckFailed, lesson_04
 from tutorkit.models import load_model
 from tutorkit.notebooks import NOTEBOOKS
@@ -59,11 +60,7 @@ def lesson():
 @pytest.fixture(scope="module")
 def names():
     """What the setup and the solutions of the exercises define."""
-    found: dict = {}
-    for cell in CELLS:
-        if {"exercise-setup", "solution"} & set(cell.metadata.get("tags", [])):
-            exec(cell.source, found)
-    return found
+    return solved(CELLS)
 
 
 @pytest.fixture(scope="module")
@@ -149,18 +146,13 @@ def test_the_best_weights_are_a_copy_and_equal_scores_are_no_new_best(lesson):
 # --- the exercises ----------------------------------------------------------------------------
 
 
-def blocks():
-    return [block for block in exercises.read_blocks(CELLS, SCRIPT.stem)
-            if isinstance(block, exercises.Block)]  # fmt: skip
-
-
 def test_there_are_exercises_and_labs():
-    assert len(blocks()) == 6
-    assert sum("spot the flaw" in block.text for block in blocks()) == 3
+    assert len(blocks(CELLS, SCRIPT.stem)) == 6
+    assert sum("spot the flaw" in block.text for block in blocks(CELLS, SCRIPT.stem)) == 3
 
 
 def test_the_solutions_pass_their_checks(names, capsys):
-    for block in blocks():
+    for block in blocks(CELLS, SCRIPT.stem):
         exec(block.check, names)
     assert capsys.readouterr().out.count("✓") == 6
 
@@ -416,10 +408,6 @@ def test_a_wrong_line_is_refused_without_the_right_one(line, second):
     with pytest.raises(CheckFailed) as caught:
         lesson_04.stopping_lab.check(lambda validation, test: (line, second(test)))
     assert "3" not in str(caught.value)
-
-
-def cases(exercise):
-    return [exercise.inputs(torch.Generator().manual_seed(seed)) for seed in checks.exercise.SEEDS]
 
 
 def test_the_inputs_hold_what_answers_trip_over():

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lesson_scripts import blocks, cases, solved
 
-from tutorkit import budgets, checks, exercises, transfer
+from tutorkit import budgets, transfer
 from tutorkit.checks import CheckFailed, lesson_06
 from tutorkit.notebooks import NOTEBOOKS
 
@@ -24,25 +25,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def names():
     """What the setup and the solutions of the exercises define."""
-    found: dict = {}
-    for cell in CELLS:
-        if {"exercise-setup", "solution"} & set(cell.metadata.get("tags", [])):
-            exec(cell.source, found)
-    return found
-
-
-def blocks():
-    return [block for block in exercises.read_blocks(CELLS, SCRIPT.stem)
-            if isinstance(block, exercises.Block)]  # fmt: skip
+    return solved(CELLS)
 
 
 def test_there_are_exercises_and_a_lab():
-    assert len(blocks()) == 6
-    assert sum("spot the flaw" in block.text for block in blocks()) == 1
+    assert len(blocks(CELLS, SCRIPT.stem)) == 6
+    assert sum("spot the flaw" in block.text for block in blocks(CELLS, SCRIPT.stem)) == 1
 
 
 def test_the_solutions_pass_their_checks(names, capsys):
-    for block in blocks():
+    for block in blocks(CELLS, SCRIPT.stem):
         exec(block.check, names)
     assert capsys.readouterr().out.count("✓") == 6
 
@@ -174,10 +166,6 @@ def neighbours_with_ones_out(vectors, kinds):
 def test_a_wrong_answer_that_is_listed_nowhere_is_refused(name, answer, message):
     with pytest.raises(CheckFailed, match=message):
         getattr(lesson_06, name).check(answer)
-
-
-def cases(exercise):
-    return [exercise.inputs(torch.Generator().manual_seed(seed)) for seed in checks.exercise.SEEDS]
 
 
 def test_the_inputs_hold_what_answers_trip_over():

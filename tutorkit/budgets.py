@@ -27,7 +27,7 @@ from tutorkit import baselines, machine, sources, transfer
 from tutorkit.data import take_rows
 
 BUDGETS = (32, 128, 512, 2048)
-CHEAP = ("tfidf_unigrams", "tfidf_bigrams", "nb_trigrams")
+CHEAP = tuple(name for name in baselines.BASELINES if name != "majority")
 # What is tried on validation rows: of a draw (seed) that no result uses.
 CHOICE_SEED, CHOICE_BUDGET = 1000, 512
 TRIED = {
@@ -162,7 +162,8 @@ def read(folder: str | Path, name: str = "runs.jsonl") -> list[dict]:
     path = Path(folder) / name
     if not path.is_file():
         return []
-    return [json.loads(line) for line in _whole_lines(path).splitlines()]
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in _whole_lines(text).splitlines()]
 
 
 def _recall(loaded: Any, memories: dict[str, transfer.Memory]) -> dict[str, float]:
@@ -170,16 +171,17 @@ def _recall(loaded: Any, memories: dict[str, transfer.Memory]) -> dict[str, floa
     return {name: round(share, 4) for name, share in found.items()}
 
 
-def _whole_lines(path: Path) -> str:
+def _whole_lines(text: str) -> str:
     """What a file holds up to its last line break: a full disk leaves half a line behind it."""
-    text = path.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1]
 
 
 def _append(path: Path, line: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and (whole := _whole_lines(path)) != path.read_text(encoding="utf-8"):
-        path.write_text(whole, encoding="utf-8")
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        if (whole := _whole_lines(text)) != text:
+            path.write_text(whole, encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()

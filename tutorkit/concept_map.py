@@ -119,7 +119,7 @@ class ConceptMap:
         title = self._link(f"{names[0]}.ipynb", box.name) if names else escape(box.name)
         notes = [names[0], *(self._link(f"{n}.ipynb", n) for n in names[1:])] if names else []
         if not names:
-            notes.append(f"{box.lessons[0]}, planned")
+            notes.append(self.note(box))
             if box.meanwhile and "01" in self.lessons:
                 formulas = self.lessons["01"]
                 at = f"{formulas}.ipynb#{box.meanwhile.replace(' ', '-')}"
