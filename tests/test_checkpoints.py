@@ -563,7 +563,8 @@ def test_a_new_layout_of_the_checkpoint_would_break_runs_under_way(folder):
     state = json.loads((folder / "step-000004" / "state.json").read_text())
     assert set(state) == {
         "total_steps", "step", "epoch", "steps", "evaluations", "best", "bad_evaluations",
-        "seconds", "tokens", "stop", "stopped_early", "fingerprint", "scaler",
+        "seconds", "tokens", "stop", "stopped_early", "micro_batch_size", "fingerprint",
+        "scaler",
     }  # fmt: skip
     settings = {field.name for field in dataclasses.fields(TrainConfig)} - {"checkpoint_every"}
     assert set(state["fingerprint"]) == settings | {"training rows"}

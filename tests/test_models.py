@@ -22,6 +22,7 @@ from tutorkit.models import (
     load_language_model,
     load_model,
     max_positions,
+    non_embedding_parameters,
     parameter_depths,
     save_model,
     set_trainable,
@@ -661,6 +662,7 @@ def test_count_parameters_by_hand():
     pooler, classifier = h * h + h, h * classes + classes
     everything = embeddings + 2 * layer + pooler + classifier
     assert count_parameters(loaded.model) == (everything, everything)
+    assert non_embedding_parameters(loaded.model) == everything - embeddings
     for freeze, trained in {
         "backbone": classifier, "embeddings": everything - embeddings,
         1: layer + pooler + classifier, 2: pooler + classifier,

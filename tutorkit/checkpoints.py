@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -165,6 +166,13 @@ class Keeper:
         if self.folder is None:
             return
         saved = load_checkpoint(self.folder, self.model, self.optimizer, self.fingerprint)
+        steps = gather_object([saved["step"] if saved else 0])
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"expected every process to resume from the same step, found steps {steps}: give "
+                f"all of them one folder that they share, or delete {self.folder} on all machines "
+                "to start anew"
+            )
         if saved is None:
             return
         if self.accelerator.scaler is not None and saved["scaler"]:
@@ -172,6 +180,7 @@ class Keeper:
         for name in ("step", "epoch", "steps", "evaluations", "best", "bad_evaluations",
                      "seconds", "tokens", "stopped_early"):  # fmt: skip
             setattr(state, name, saved[name])
+        state.micro_batch_size = saved.get("micro_batch_size")  # not in checkpoints made before it
         state.resumed_from_step = state.step
 
     def compare(self, state, result) -> None:
@@ -200,13 +209,15 @@ class Keeper:
 
     def restore_best(self, state) -> None:
         """Put the best weights back into the model."""
-        self.accelerator.wait_for_everyone()
         if state.best is None:
             return  # stopped before the first evaluation
         if self.folder is None:
             self.model.load_state_dict(self.best_weights)
-        else:
+            return
+        # The process that wrote them reads them, so it may remove them as soon as `fit` returns.
+        if self.accelerator.is_main_process:
             load_best(self.folder, self.model)
+        broadcast(list(self.model.state_dict().values()))
 
 
 def _finished(folder: Path) -> list[Path]:

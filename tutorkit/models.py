@@ -52,6 +52,8 @@ def load_model(
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+    from tutorkit.dropout import quicken_dropout
+
     id2label = dict(id2label or {0: "negative", 1: "positive"})
     label2id = {label: i for i, label in id2label.items()}
 
@@ -80,6 +82,7 @@ def load_model(
             head, source = [n for n, _ in model.named_parameters()], locate(name)[1]
         else:
             (model, tokenizer, head), source = _load(name, read)
+    quicken_dropout(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Right padding: a row's tokens keep their positions, whatever it is batched with.
@@ -213,6 +216,12 @@ def count_parameters(model) -> tuple[int, int]:
     """(all parameters, those that train), shared tensors counted once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def non_embedding_parameters(model) -> int:
+    """Parameters that every token passes through: all but the tables that turn ids into vectors."""
+    tables = [p for part in _embeddings(model.base_model) for p in part.parameters()]
+    return count_parameters(model)[0] - sum(p.numel() for p in tables)
 
 
 def save_model(loaded: LoadedModel, folder: str | Path, card: str) -> None:

@@ -31,7 +31,9 @@ from accelerate.utils import gather_object
 
 from tutorkit.checkpoints import Keeper
 from tutorkit.data import SentimentDataset, check_classes, evaluation_batches, training_batches
+from tutorkit.fast_bert import faster
 from tutorkit.losses import SCHEDULES, cross_entropy, lr_schedule
+from tutorkit.micro_batches import halving, split
 from tutorkit.optim import OPTIMIZERS, make_optimizer
 from tutorkit.precision import PRECISIONS, autocast, choose_device, choose_precision
 
@@ -121,6 +123,7 @@ class TrainState:
     tokens: int = 0  # real training tokens read
     stop: bool = False  # a callback sets this to end the run after the current step
     stopped_early: bool = False
+    micro_batch_size: int | None = None  # most rows in one pass, once memory has run out
     resumed_from_step: int | None = None
 
     @property
@@ -177,7 +180,7 @@ def fit(
     looks = range(1, config.evaluations_per_epoch + 1) if validation is not None else ()
     evaluate_after = {round(epoch_steps * k / config.evaluations_per_epoch) for k in looks}
     keep = Keeper(model, optimizer, accelerator, checkpoint_dir, _fingerprint(config, train))
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    wrapped, prepared = accelerator.prepare(faster(model.to(accelerator.device)), optimizer)
 
     def emit(event: str) -> None:
         state.seconds = time.perf_counter() - begun
@@ -205,7 +208,8 @@ def fit(
                 state.steps.append({**entry, "epoch": state.epoch, "seconds": seconds})
                 emit("step")
                 if number in evaluate_after:
-                    result = evaluate(wrapped, validation, config.batch_size * 2, accelerator)
+                    rows = 2 * (state.micro_batch_size or config.batch_size)
+                    result = evaluate(wrapped, validation, rows, accelerator)
                     _check_finite("validation loss", result.loss, state.step, config)
                     state.seconds = time.perf_counter() - begun
                     keep.compare(state, result)
@@ -243,30 +247,41 @@ def train_step(
 
     The loss is the mean over all rows of the step: each micro-batch adds its sum divided by the
     rows of the whole step. Averaging the micro-batches' means would weigh the rows of a short
-    batch more than others.
+    batch more than others. Where memory runs out, the step is done again in smaller micro-batches.
     """
     config, rank, world = state.config, accelerator.process_index, accelerator.num_processes
-    # The state of dropout depends on (seed, step, process) alone, hence resume is exact.
-    torch.manual_seed((config.seed * 1_000_003 + state.step) * world + rank)
     factor = lr_schedule(config.schedule, state.step, state.total_steps,
                          round(config.warmup_ratio * state.total_steps))
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * factor * group["lr_scale"]
     rows = sum(len(batch) for batch in batches)
-    total = torch.zeros((), device=accelerator.device)
     model.train()
-    optimizer.zero_grad()
-    for i, batch in enumerate(batches):
-        mine = batch[rank::world]
-        last = i + 1 == len(batches)  # processes exchange gradients once a step, after the last
-        with nullcontext() if last else accelerator.no_sync(model):
-            # A process without rows of a short batch runs one at weight 0: all must take part.
-            inputs = _to(train.batch(mine if len(mine) else batch[:1]), accelerator.device)
-            logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            loss = cross_entropy(logits.float(), inputs["labels"], reduction="sum") / rows
-            loss = loss if len(mine) else loss * 0.0
-            accelerator.backward(loss * world)  # `world` undoes the averaging over processes
-        total += loss.detach()
+
+    def gradients(most: int) -> torch.Tensor:
+        """The loss of the step; its gradients are added up on the parameters."""
+        # The state of dropout depends on (seed, step, process) alone, hence resume is exact.
+        torch.manual_seed((config.seed * 1_000_003 + state.step) * world + rank)
+        total = torch.zeros((), device=accelerator.device)
+        optimizer.zero_grad()
+        parts = split(batches, most)
+        for i, batch in enumerate(parts):
+            mine = batch[rank::world]
+            last = i + 1 == len(parts)  # processes exchange gradients once a step, after the last
+            with nullcontext() if last else accelerator.no_sync(model):
+                # A process without rows of a short batch runs one at weight 0: all must take part.
+                inputs = _to(train.batch(mine if len(mine) else batch[:1]), accelerator.device)
+                logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+                loss = cross_entropy(logits.float(), inputs["labels"], reduction="sum") / rows
+                loss = loss if len(mine) else loss * 0.0
+                accelerator.backward(loss * world)  # `world` undoes the averaging over processes
+            total += loss.detach()
+        return total
+
+    largest = max(len(batch) for batch in batches)
+    asked = min(largest, state.micro_batch_size or largest)
+    total, fitting = halving(gradients, asked, can_halve=world == 1)
+    if fitting < asked:
+        state.micro_batch_size = fitting
     total = accelerator.reduce(total, "sum").item()
     _check_finite("loss", total, state.step + 1, config)
     norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
@@ -307,13 +322,20 @@ def evaluate(
         # The wrapper of several processes would wait for all of them at every forward pass, and
         # they may have unequal numbers of batches here.
         model = accelerator.unwrap_model(model)
-    found = []
-    with eval_mode(model):
-        for rows in evaluation_batches(dataset.lengths, batch_size)[rank::world]:
+    model = faster(model)
+    batches = evaluation_batches(dataset.lengths, batch_size)[rank::world]
+
+    def read(most: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = []
+        for rows in split(batches, most):
             inputs = _to(dataset.batch(rows), on)
             with autocast(numeric, on):
                 logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
             found.append((rows, logits.float().cpu().numpy()))
+        return found
+
+    with eval_mode(model):  # the longest rows come first: where memory runs out, little is lost
+        found, _ = halving(read, min(batch_size, len(dataset)))
     if world > 1:
         found = gather_object(found)
     logits = np.empty((len(dataset), found[0][1].shape[1]), dtype=np.float32)

@@ -1,0 +1,103 @@
+"""BERT's forward pass as a CPU likes it: the same weights and logits, two thirds of the time.
+
+Two things differ from `transformers`:
+
+- Attention goes text by text. The attention weights of one text, H × T × T numbers, stay in the
+  processor's cache from one operation to the next; those of a whole batch would not.
+- The head reads the first token alone, so the last layer computes nothing else for the other tokens
+  but their keys and values.
+
+On a GPU many small products are slower than a large one, so there a model is used as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class FastBert(torch.nn.Module):
+    """A BERT classifier that shares all its weights with `model` and gives the same logits.
+
+    Args:
+        model: a `BertForSequenceClassification`; its layers' own parts are called, so that a
+            replaced linear layer (LoRA, say) is used here too.
+    """
+
+    def __init__(self, model: BertForSequenceClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
+        """Logits (B, C) of a batch.
+
+        Args:
+            input_ids: (B, T) token ids.
+            attention_mask: (B, T), 1 on real tokens and 0 on padding.
+        """
+        bert = self.model.bert
+        x = bert.embeddings(input_ids=input_ids)  # (B, T, D)
+        hidden = [None if row.all() else ~row for row in attention_mask.bool()]  # of each text (T,)
+        *lower, last = bert.encoder.layer
+        for layer in lower:
+            x = layer_output(layer, x, x, hidden)
+        first = layer_output(last, x, x[:, :1], hidden)  # (B, 1, D)
+        pooled = self.model.dropout(bert.pooler(first))
+        return SequenceClassifierOutput(logits=self.model.classifier(pooled))
+
+
+def layer_output(
+    layer: torch.nn.Module, x: Tensor, readers: Tensor, hidden: list[Tensor | None]
+) -> Tensor:
+    """One encoder layer: self-attention and a feed-forward part, each with its residual and norm.
+
+    Args:
+        layer: a `BertLayer`.
+        x: (B, T, D) the tokens of each text.
+        readers: (B, M, D) those among them whose output is wanted.
+        hidden: for each text, True where a token is padding (T,), or None if none is.
+
+    Returns:
+        (B, M, D).
+    """
+    attention = layer.attention.self
+    size = attention.attention_head_size
+    x, asking = _cast_once(x), _cast_once(readers)
+    query = attention.query(asking).unflatten(-1, (-1, size)) * size**-0.5  # (B, M, H, d)
+    key = attention.key(x).unflatten(-1, (-1, size))  # (B, T, H, d)
+    value = attention.value(x).unflatten(-1, (-1, size))
+    mixed = []
+    for q, k, v, padding in zip(query, key, value, hidden, strict=True):
+        scores = torch.bmm(q.transpose(0, 1), k.permute(1, 2, 0))  # (H, M, T)
+        if padding is not None:
+            scores = scores.masked_fill(padding, -torch.inf)
+        weights = attention.dropout(scores.softmax(dim=-1))
+        mixed.append(torch.bmm(weights, v.transpose(0, 1)).transpose(0, 1).flatten(1))  # (M, D)
+    attended = layer.attention.output(torch.stack(mixed), readers)
+    return layer.output(layer.intermediate(attended), attended)
+
+
+def faster(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` in its fast form where there is one and its first weight is on a CPU, else itself.
+
+    Left as they are: other architectures, BERT as a decoder, and a model with hooks, which its own
+    forward would call and this one not.
+    """
+    fits = type(model) is BertForSequenceClassification and not model.config.is_decoder
+    if not fits or next(model.parameters()).device.type != "cpu":
+        return model
+    passed_over = [model, model.bert, model.bert.encoder]
+    for layer in model.bert.encoder.layer:
+        passed_over += [layer, layer.attention, layer.attention.self]
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in passed_over):
+        return model
+    return FastBert(model)
+
+
+def _cast_once(x: Tensor) -> Tensor:
+    """x in the format of autocast, which would cast it for query, key and value each."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
