@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tutorkit.badges import badge_lines, colab_cell, render_readme, repository
+from tutorkit.badges import badge_lines, colab_cell, repository
 
 ADDRESS = "https://github.com/someone/kit"
 
@@ -106,24 +106,3 @@ def test_without_an_address_there_is_no_link() -> None:
     lines = badge_lines(None, ["05_imdb_report"])
     assert "fork" in lines
     assert "http" not in lines
-
-
-def test_only_the_text_between_the_markers_changes() -> None:
-    text = "a\n<!-- badges:start -->\nold\n<!-- badges:end -->\nb\n"
-    once = render_readme(text, "new")
-    assert once == "a\n<!-- badges:start -->\nnew\n<!-- badges:end -->\nb\n"
-    assert render_readme(once, "new") == once
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no markers",
-        "<!-- badges:start -->",
-        "<!-- badges:end --><!-- badges:start -->",
-        "<!-- badges:start --><!-- badges:start --><!-- badges:end -->",
-    ],
-)
-def test_missing_markers_are_said(text: str) -> None:
-    with pytest.raises(ValueError, match="once each, in this order"):
-        render_readme(text, "new")

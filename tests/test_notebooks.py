@@ -13,7 +13,8 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tutorkit import notebooks
-from tutorkit.badges import badge_lines, colab_cell, render_readme, repository
+from tutorkit.badges import badge_lines, colab_cell, repository
+from tutorkit.tables import between_marks
 
 ROOT = notebooks.ROOT
 STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -85,7 +86,7 @@ def test_the_colab_cell_is_the_generated_one(path: Path) -> None:
 def test_the_readme_shows_the_current_badges() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = badge_lines(repository(), [path.stem for path in STORED])
-    assert render_readme(text, lines) == text, "run `make badges`"
+    assert between_marks(text, "badges", lines) == text, "run `make badges`"
 
 
 SCRIPT = """\

@@ -17,8 +17,6 @@ import pytest
 from tutorkit import runs
 from tutorkit.metrics import paired_test
 from tutorkit.runs import (
-    END,
-    START,
     compare_runs,
     find_records,
     main,
@@ -239,6 +237,9 @@ def test_compare_refuses_other_rows_and_other_labels(tmp_path: Path) -> None:
 
 
 # --- the README
+
+
+START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
 def readme(folder: Path, text: str = f"# Kit\n\n{START}\nold\n{END}\n\nMore.\n") -> Path:

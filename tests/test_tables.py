@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pytest
+
 from tutorkit.runs import find_records
-from tutorkit.tables import COLUMNS, results_table
+from tutorkit.tables import COLUMNS, between_marks, results_table
 
 RECORDS = find_records(Path(__file__).parent / "assets/records")
 
@@ -93,3 +95,24 @@ def test_scores_on_expert_edits_stand_in_the_rows_of_model_and_baseline() -> Non
     assert found[record["model"]["name"]] == "0.71 (n = 100)"
     assert found[f"{name} (baseline)"] == "0.33 (n = 100)"
     assert sorted(found.values()).count("—") == len(found) - 2
+
+
+def test_only_the_text_between_the_marks_changes() -> None:
+    text = "a\n<!-- badges:start -->\nold\n<!-- badges:end -->\nb\n"
+    once = between_marks(text, "badges", "new")
+    assert once == "a\n<!-- badges:start -->\nnew\n<!-- badges:end -->\nb\n"
+    assert between_marks(once, "badges", "new") == once
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marks",
+        "<!-- badges:start -->",
+        "<!-- badges:end --><!-- badges:start -->",
+        "<!-- badges:start --><!-- badges:start --><!-- badges:end -->",
+    ],
+)
+def test_missing_marks_are_said(text: str) -> None:
+    with pytest.raises(ValueError, match="expected one line <!-- badges:start --> and after it"):
+        between_marks(text, "badges", "new")

@@ -11,7 +11,6 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- badges:start -->", "<!-- badges:end -->"
 
 # pip leaves what is there as it is, and the project comes without its dependencies: nothing that
 # Colab brings is replaced, torch least of all. Names begin with _ because the report takes any
@@ -111,23 +110,3 @@ def badge_lines(address: str | None, lessons: list[str]) -> str:
         link = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{lesson}.ipynb"
         badges.append(f"[![Open {lesson} in Colab]({image})]({link})")
     return "\n".join(badges)
-
-
-def render_readme(text: str, lines: str) -> str:
-    """The README with `lines` between its badge markers.
-
-    Args:
-        text: the README as it is.
-        lines: what `badge_lines` returned.
-
-    Raises:
-        ValueError: if the markers are not there, once each and in order.
-    """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or START in rest or END in after:
-        raise ValueError(
-            f"README.md should hold the lines {START} and {END} once each, in this order; "
-            "put them back where the badges belong and run `make badges` again."
-        )
-    return f"{before}{START}\n{lines}\n{END}{after}"

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tutorkit.badges import ROOT, badge_lines, colab_cell, render_readme, repository
+from tutorkit.badges import ROOT, badge_lines, colab_cell, repository
+from tutorkit.tables import between_marks
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -261,7 +262,7 @@ def write_badges(root: Path = ROOT) -> None:
     scripts = lesson_scripts(folder=root / "notebooks")
     readme = root / "README.md"
     lines = badge_lines(address, [script.stem for script in scripts])
-    write_whole(readme, render_readme(readme.read_text(encoding="utf-8"), lines))
+    write_whole(readme, between_marks(readme.read_text(encoding="utf-8"), "badges", lines))
     for script in scripts:
         write_whole(script, jupytext.writes(read_script(script, address), fmt="py:percent"))
     stored = [script.with_suffix(".ipynb") for script in scripts]

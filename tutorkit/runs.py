@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from tutorkit.metrics import compare_sentence, paired_test
 from tutorkit.records import PREDICTION_COLUMNS, check_predictions, check_record, strict_json
-from tutorkit.tables import results_table
+from tutorkit.tables import between_marks, results_table
 
 # All that a run writes into its folder; nothing else there is ever removed.
 RUN_FILES = (
@@ -33,7 +33,6 @@ RUN_FILES = (
     "model",
     "checkpoints",
 )
-START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
 def new_run_dir(dataset: str, model: str, root: Path | str = "runs") -> Path:
@@ -199,6 +198,16 @@ def compare_runs(run_dir_a: Path | str, run_dir_b: Path | str) -> dict[str, Any]
     }
 
 
+def sweep(
+    grid: Mapping[str, Any], folder: Path | str, fixed: Mapping[str, Any] | None = None,
+    jobs: int = 1, notebook: Path | str | None = None,
+) -> list[Any]:  # fmt: skip
+    """Run the report over a grid of its parameters: see `tutorkit.sweeps.sweep`."""
+    from tutorkit import sweeps  # it imports this file
+
+    return sweeps.sweep(grid, folder, fixed, jobs, notebook or sweeps.REPORT)
+
+
 def rendered_readme(readme_path: Path | str, records_folder: Path | str) -> str:
     """The README with the text between its two result marks made anew from the records.
 
@@ -206,16 +215,9 @@ def rendered_readme(readme_path: Path | str, records_folder: Path | str) -> str:
         FileNotFoundError: The README or the folder is missing.
         ValueError: The README has not exactly one pair of marks, or a record is damaged.
     """
-    text = Path(readme_path).read_text("utf-8")
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(
-            f"{readme_path}: expected one line {START} and after it one line {END}: "
-            "add the two around the place of the results table."
-        )
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
     table = results_table(find_records(records_folder))
-    return f"{before}{START}\n\n{table}\n{END}{after}"
+    text = Path(readme_path).read_text("utf-8")
+    return between_marks(text, "results", f"\n{table}", where=str(readme_path))
 
 
 def render_readme(readme_path: Path | str, records_folder: Path | str) -> bool:

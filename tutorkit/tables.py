@@ -47,9 +47,34 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
             row = _baseline_row(record, name)
             # Time, hardware and seed differ between runs of one and the same baseline.
             baselines.setdefault(row[:5], (data, -accuracy, row))
-    lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    lines += [row for _, _, row in sorted([*rows, *baselines.values()])]
-    lines.append(CLAIM)
+    measured = [row for _, _, row in sorted([*rows, *baselines.values()])]
+    return markdown_table([COLUMNS, *measured, CLAIM])
+
+
+def between_marks(text: str, name: str, content: str, where: str = "README.md") -> str:
+    """`text` with `content` between the lines `<!-- name:start -->` and `<!-- name:end -->`.
+
+    Args:
+        text: a document with one such pair of marks.
+        name: which pair.
+        content: takes the place of what stands there now.
+        where: what an error calls the document.
+
+    Raises:
+        ValueError: the marks are not there, once each and in this order.
+    """
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(
+            f"{where}: expected one line {start} and after it one line {end}: "
+            f"put them around the place of the {name} and render it again."
+        )
+    return f"{text.split(start)[0]}{start}\n{content}\n{end}{text.split(end)[1]}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of a markdown table, the first row as its head; it ends with a newline."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
