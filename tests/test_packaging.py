@@ -40,6 +40,7 @@ def ranges(lines: list[str]) -> dict[str, str]:
 
 DEPENDENCIES = ranges(PROJECT["dependencies"])
 TEST = ranges(PROJECT["optional-dependencies"]["test"])
+ENGINES = ranges(PROJECT["optional-dependencies"]["engines"])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_constraints_lie_in_the_ranges_and_cover_them() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = ranges([line for line in lines if line and not line.startswith("#")])
     assert pins["torch"] == "==2.13.0"
-    for name, allowed in (DEPENDENCIES | TEST).items():
+    for name, allowed in (DEPENDENCIES | TEST | ENGINES).items():
         version = pins[name].removeprefix("==")
         assert Requirement(name + allowed).specifier.contains(version), f"{name} {version}"
 
@@ -84,7 +85,7 @@ def test_every_imported_package_is_declared() -> None:
             if match and match[1] not in sys.stdlib_module_names:
                 found.add(match[1])
     found -= {"tutorkit", *indirect}
-    declared = {canonicalize_name(name) for name in DEPENDENCIES | TEST}
+    declared = {canonicalize_name(name) for name in DEPENDENCIES | TEST | ENGINES}
     assert {canonicalize_name(names.get(name, name)) for name in found} <= declared
 
 
