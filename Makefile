@@ -5,7 +5,7 @@ SHELL := bash
 PY := .venv/bin/python
 READY := .venv/.installed
 
-.PHONY: help report test lint lab notebooks student badges clean
+.PHONY: help report test bench lint lab notebooks student badges clean
 
 help:  ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -32,6 +32,9 @@ test: $(READY)  ## ruff, pytest (with papermill on the report), strict nbval, le
 		stage "browser" $(PY) -m pytest tests/e2e; \
 	fi; \
 	echo "== make test: $$((SECONDS - all)) s"; printf '%s' "$$summary"; exit $$failed
+
+bench: $(READY)  ## how fast this kit is here, beside the usual loops; ARGS="--rows 384", 20 minutes
+	@$(PY) tests/bench/bench.py $(ARGS)
 
 lint: $(READY)  ## ruff alone
 	@$(PY) -m ruff check .

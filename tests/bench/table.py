@@ -1,0 +1,71 @@
+"""The README's table of the bench, rendered from its saved record.
+
+    python tests/bench/table.py           writes it into README.md
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tutorkit.tables import between_marks, markdown_table
+
+RECORD = Path(__file__).parent / "records" / "minilm.json"
+README = Path(__file__).parents[2] / "README.md"
+HEAD = (
+    "", "Training: tokens/s", "of the peak", "this kit is", "Reading: tokens/s", "of the peak",
+    "this kit is", "1,000 reviews, trained / read", "First step after", "Peak memory",
+    "Accuracy (95 % interval)",
+)  # fmt: skip
+
+
+def bench_text(record: dict[str, Any]) -> str:
+    """The table, and under it what was measured on what; it ends with a newline."""
+    rows = [HEAD]
+    for name, result in record["results"].items():
+        train, predict = result["train"], result["predict"]
+        rows.append((
+            name,
+            f"{train['tokens_per_s']:,.0f}", f"{train['share_of_peak']:.0%}", _times(train),
+            f"{predict['tokens_per_s']:,.0f}", f"{predict['share_of_peak']:.0%}", _times(predict),
+            f"{train['s_per_1000']:.0f} / {predict['s_per_1000']:.0f} s",
+            f"{result['first_step_s']:.0f} s",
+            f"{max(train['peak_rss_mb'], predict['peak_rss_mb']) / 1024:.1f} GiB",
+            _accuracy(result),
+        ))  # fmt: skip
+    machine, tokens = record["environment"], record["tokens"]
+    versions = machine["versions"]
+    return markdown_table(rows) + (
+        f"\n`{record['model']}` on {record['dataset']} ({record['source']}): "
+        f"{record['n_train']:,} training reviews in {record['steps']} steps of "
+        f"{record['batch_size']}, {record['n_test']:,} test reviews, up to "
+        f"{record['max_length']} tokens each ({tokens['train']:,} and {tokens['predict']:,} real "
+        f"tokens; padding is not counted). {record['rounds']} rounds in which all contenders took "
+        f"turns; medians over rounds. {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['gpu'] or 'no GPU'}; its matrix products reach {record['peak_gflops']:,.0f} "
+        f"GFLOP/s in {record['precision']}, which is the peak that the shares refer to, whatever "
+        f"precision a contender used. torch {versions['torch']}, transformers "
+        f"{versions['transformers']}, commit {record['git_commit']}.\n"
+    )
+
+
+def _accuracy(result: dict[str, Any]) -> str:
+    if result["accuracy"] is None:
+        return "not measured"
+    low, high = result["accuracy_ci95"]
+    return f"{result['accuracy']:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _times(part: dict[str, Any]) -> str:
+    return "—" if part["ours_faster"] == 1 else f"{part['ours_faster']:.1f}× as fast"
+
+
+def rendered_readme() -> str:
+    """README.md with the table made anew."""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    return between_marks(README.read_text("utf-8"), "bench", f"\n{bench_text(record)}")
+
+
+if __name__ == "__main__":
+    README.write_text(rendered_readme(), encoding="utf-8")
