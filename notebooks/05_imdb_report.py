@@ -55,7 +55,8 @@ test_size = 2000  # test reviews at most; None: all
 max_length = 128  # tokens a review, special tokens included
 truncation = "head+tail"  # what is kept of longer reviews: "head", "tail", "head+tail"
 epochs = 2  # passes over the training reviews
-batch_size = 32  # reviews in one step
+batch_size = 32  # reviews in one forward pass
+gradient_accumulation_steps = 1  # forward passes that make one step
 learning_rate = 1e-4  # peak of the schedule
 weight_decay = 0.01  # lambda of the update rule; none on biases and norms
 warmup_ratio = 0.1  # share of all steps in which the learning rate rises
@@ -100,8 +101,9 @@ from tutorkit.models import (
     save_model,
     set_trainable,
 )
+from tutorkit.preflight import estimate
 from tutorkit.progress import Progress, someone_is_watching
-from tutorkit.training import evaluate, fit, make_accelerator
+from tutorkit.training import evaluate, fit, make_accelerator, steps_of_epoch
 from tutorkit.zeroshot import zero_shot_probabilities
 
 started_at, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
@@ -250,12 +252,13 @@ print(f"untrained loss, to one decimal: {used:.1f}")
 config = params.train_config()
 trained_names = set_trainable(loaded.model, freeze)
 n_parameters, n_trainable = count_parameters(loaded.model)
-steps = -(-len(tokenized["train"]) // batch_size) * epochs
+steps = len(steps_of_epoch(tokenized["train"], config, epoch=0)) * epochs
 print(f"{n_trainable:,} of {n_parameters:,} parameters train, in {steps:,} steps")
 
 # %%
-names = ["epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "optimizer",
-         "schedule", "max_grad_norm", "evaluations_per_epoch", "patience", "seed"]  # fmt: skip
+names = ["epochs", "batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay",
+         "warmup_ratio", "optimizer", "schedule", "max_grad_norm", "evaluations_per_epoch",
+         "patience", "seed"]  # fmt: skip
 pd.Series({name: getattr(config, name) for name in names}, name="value").to_frame()
 
 # %% [markdown]
@@ -276,6 +279,16 @@ folder = runs.open_run_dir(
 accelerator = make_accelerator(precision, device)
 numeric = accelerator.mixed_precision.replace("no", "fp32")
 print(f"on {accelerator.device.type} in {numeric}; checkpoints in {folder.name}")
+
+# %% [markdown]
+# What it will take: a few reviews are read forward and backward, the rest is arithmetic.
+
+# %% tags=["nbval-ignore-output"]
+preflight = estimate(
+    loaded.model, tokenized["train"], tokenized["validation"], tokenized["test"], config,
+    checkpoint_dir=folder / "checkpoints",
+)  # fmt: skip
+print(preflight)
 
 # %% tags=["nbval-ignore-output"]
 training = fit(
@@ -451,7 +464,9 @@ record = {
                     "contrast": contrast},
     "paired": paired,
     "training": {"resumed_from_step": training.resumed_from_step,
-                 "stopped_early": training.stopped_early, "steps": training.step},
+                 "stopped_early": training.stopped_early, "steps": training.step,
+                 "estimate": {"train_s": 60 * preflight.minutes_training,
+                              "peak_gb": preflight.memory_gb}},
     "timing": {"train_s": training.seconds, "eval_s": tested.seconds, "tokens": training.tokens,
                "tokens_per_s": training.tokens / training.seconds,
                "peak_rss_mb": machine.peak_rss_mb()},

@@ -31,6 +31,7 @@ class ReportParameters:
     truncation: str = "head+tail"
     epochs: int = 2
     batch_size: int = 32
+    gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
