@@ -83,7 +83,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { rm -rf .venv; echo "$$python cannot make a virtual environment. On Debian and Ubuntu:" \
 			"sudo apt install python3-venv python3-pip" >&2; exit 1; }; \
 	fi; \
-	$(PY) -m pip install --constraint constraints.txt --editable ".[test]" \
+	$(PY) -m pip install --constraint constraints.txt --editable ".[engines,test]" \
 		| { grep --line-buffered -oE 'Downloading .*\(([0-9]{2,}(\.[0-9]+)? MB|[0-9.]+ GB)\)|^Installing collected packages' \
 			|| true; } || exit 1; \
 	touch $@; echo "Ready after $$((SECONDS - start)) s."
