@@ -128,7 +128,7 @@ def test_the_command_line_leaves_weights_and_their_score(folder):
     assert len(record["steps"]) == 3
     assert done.stdout.count("validation accuracy") == 1
     names = {path.name for path in (folder / "two").iterdir()}
-    assert names == {"fit.json", "model", "checkpoints"}
+    assert names == {"fit.json", "model"}
 
     loaded = load_model(str(folder / "two" / "model"))
     rows = take_rows(load_splits("reviews")["validation"], 6, 0)
@@ -136,6 +136,14 @@ def test_the_command_line_leaves_weights_and_their_score(folder):
     score = evaluate(loaded.model, validation, precision="fp32", device="cpu")
     assert score.accuracy == record["validation"]["accuracy"]
     assert score.loss == pytest.approx(record["validation"]["loss"], abs=1e-6)
+
+
+def test_the_command_line_refuses_a_finished_run(tmp_path, capsys):
+    (tmp_path / "fit.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        launch_main(["-o", str(tmp_path)])
+    assert "holds a finished run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.json"]
 
 
 def test_the_command_line_refuses_a_misspelt_parameter(tmp_path):

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tutorkit import fast_bert
 from tutorkit.dropout import QuickDropout
 from tutorkit.fast_bert import FastBert, faster
 from tutorkit.models import load_model
@@ -34,6 +35,23 @@ def test_logits_are_those_of_transformers(model):
     with torch.no_grad():
         expected = model(batch[0], attention_mask=batch[1]).logits
         found = FastBert(model).eval()(*batch).logits
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 12 * 12 * 2, 2 * 12 * 12 * 3, 10**9])
+def test_how_many_texts_at_a_time_does_not_matter(model, at_once, monkeypatch):
+    """One, two (the last alone), three (the last two) or all; the other way round for the head."""
+    monkeypatch.setattr(fast_bert, "AT_ONCE", at_once)
+    batch = some_batch(model)
+    torch.testing.assert_close(gradients(FastBert(model).eval(), model, batch),
+                               gradients(model, model, batch), atol=1e-6, rtol=1e-4)  # fmt: skip
+
+
+def test_a_batch_without_padding(model):
+    input_ids, mask = some_batch(model)
+    with torch.no_grad():
+        expected = model(input_ids, attention_mask=torch.ones_like(mask)).logits
+        found = FastBert(model).eval()(input_ids, torch.ones_like(mask)).logits
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 

@@ -271,12 +271,12 @@ def test_evaluation_goes_on_with_fewer_rows(capsys):
 
 
 LIMITED = """
-    import resource, sys
+    import copy, resource, sys
     import psutil
     import torch
     from tutorkit.data import SentimentDataset
     from tutorkit.models import load_model
-    from tutorkit.training import TrainConfig, evaluate, fit
+    from tutorkit.training import TrainConfig, fit
 
     torch.set_num_threads(1)
     loaded = load_model("tiny")
@@ -287,7 +287,9 @@ LIMITED = """
     data = SentimentDataset(texts, [i % 2 for i in range(256)], loaded.tokenizer, max_length=256)
     config = TrainConfig(epochs=1, batch_size=int(sys.argv[1]), precision="fp32", device="cpu",
                          gradient_accumulation_steps=256 // int(sys.argv[1]), optimizer="sgd")
-    evaluate(loaded.model, data, batch_size=2, precision="fp32")
+    # What a first step loads and makes for good must not count against the limit.
+    few = SentimentDataset(texts[:4], [0, 1, 0, 1], loaded.tokenizer, max_length=256)
+    fit(copy.deepcopy(loaded.model), few, None, config)
     if sys.argv[2] != "none":
         room = int(sys.argv[2]) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room,) * 2)
@@ -313,7 +315,7 @@ def test_a_real_limit_of_memory(tmp_path):
 
     free, rows, expected = run("256", "none")
     assert "out of memory" not in free and rows == "None"
-    limited, rows, found = run("256", "150")
+    limited, rows, found = run("256", "300")
     assert limited.count("out of memory with 256 rows in one forward pass: went on with") == 1
     assert 1 <= int(rows) <= 128
     np.testing.assert_allclose(found, expected, rtol=1e-5)
