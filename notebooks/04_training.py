@@ -944,8 +944,8 @@ print("final weights:", all(torch.allclose(a, b, atol=1e-6) for a, b in pairs))
 
 # %% [markdown]
 # From here on we use the package's. It has the same parts, and adds what a long run needs: mixed
-# precision, several GPUs, a forward pass of BERT that suits a CPU (`tutorkit/fast_bert.py`, the same
-# numbers sooner), a `FloatingPointError` where a loss or a gradient is no finite number,
+# precision, several GPUs, a forward pass of BERT that suits a CPU (`tutorkit/fast_bert.py`: the
+# same numbers, sooner), a `FloatingPointError` where a loss or a gradient is no finite number,
 # checkpoints, and **callbacks**, functions that it calls at each event. The order of events,
 # printed by one:
 
