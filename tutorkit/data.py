@@ -218,6 +218,10 @@ class SentimentDataset(torch.utils.data.Dataset):
             "labels": torch.tensor(int(self.labels[row])),
         }
 
+    def padded_length(self, longest: int) -> int:
+        """The length to which a batch is padded whose longest row has `longest` token ids."""
+        return max(longest, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length))
+
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack items into one batch, padded on the right to a common length L.
 
@@ -231,7 +235,7 @@ class SentimentDataset(torch.utils.data.Dataset):
         if len(items) == 0:
             raise ValueError("expected at least one row in a batch, found none")
         longest = max(len(item["input_ids"]) for item in items)
-        length = max(longest, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length))
+        length = self.padded_length(longest)
         input_ids = torch.full((len(items), length), self.pad_token_id)  # (B, L)
         attention_mask = torch.zeros_like(input_ids)  # (B, L)
         for i, item in enumerate(items):

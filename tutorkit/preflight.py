@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from tutorkit.data import LENGTH_STEP, SentimentDataset, evaluation_batches
+from tutorkit.data import SentimentDataset, evaluation_batches
 from tutorkit.fast_bert import faster
 from tutorkit.losses import cross_entropy
 from tutorkit.machine import free_memory_gb
@@ -146,12 +146,7 @@ def estimate(
 
 def shapes(data: SentimentDataset, batches: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     """Rows and padded length of each batch, as `SentimentDataset.collate` makes them."""
-    found = []
-    for rows in batches:
-        longest = int(data.lengths[rows].max())
-        padded = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, data.max_length)
-        found.append((len(rows), max(longest, padded)))
-    return found
+    return [(len(rows), data.padded_length(int(data.lengths[rows].max()))) for rows in batches]
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Four ways to fine-tune the same model on the same rows, each as its users would write it.
+"""Ways to fine-tune the same model on the same rows, each as its users would write it.
 
 Each is made in a process of its own. `train(rows)` goes once over the rows, as a run of its own
 that goes on from the weights of the one before; `predict(rows)` returns how many it labels right.
@@ -116,6 +116,7 @@ class TrainerDefaults:
     def __init__(self, name: str, max_length: int):
         self.model, self.tokenizer = stock_model(name, self.attention_dropout)
         self.max_length = max_length
+        self.folder = tempfile.TemporaryDirectory()  # goes with the process
 
     def tokenized(self, rows: Rows):
         from datasets import Dataset
@@ -127,7 +128,7 @@ class TrainerDefaults:
 
     def trainer(self, rows=None) -> Trainer:
         arguments = TrainingArguments(
-            output_dir=tempfile.mkdtemp(), num_train_epochs=1, save_strategy="no",
+            output_dir=self.folder.name, num_train_epochs=1, save_strategy="no",
             per_device_train_batch_size=BATCH, per_device_eval_batch_size=2 * BATCH,
             learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, warmup_steps=WARMUP,
             disable_tqdm=True, logging_strategy="no", report_to="none",

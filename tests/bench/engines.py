@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
 import statistics
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tutorkit import machine
 from tutorkit.data import SentimentDataset, take_rows
 from tutorkit.engines import OnnxModel, make_engine
 from tutorkit.models import load_model
@@ -95,8 +96,8 @@ def main() -> None:
     if args.output:
         record = {
             "settings": {**vars(args), "output": None, "rows": len(test), "source": splits.source},
-            "machine": {"cpu": cpu_name(), "threads": args.threads, "torch": torch.__version__,
-                        "python": platform.python_version(), **versions()},
+            "environment": machine.environment(),
+            "engines": {name: version(name) for name in ("onnxruntime", "onnx", "onnxscript")},
             "results": results,
         }  # fmt: skip
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -119,25 +120,6 @@ def show(results: dict[str, dict], rows: int) -> None:
         print(f"{name:12}{r['tokens_per_s']:>10,}{r['times_fp32']:>8.2f}{r['accuracy']:>10.4f}"
               f"{r['changed_predictions']:>9}{r['largest_probability_change']:>16.2g}"
               f"{r['start_up_s']:>12.1f}{r['file_mb']:>8.1f}")
-
-
-def cpu_name() -> str:
-    """The processor's name where Linux tells it, with the instructions that matter here."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in lines.items()}
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
-    flags = [flag for flag in wanted if flag in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(flags)})"
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("transformers", "onnxruntime", "onnx", "onnxscript")}
 
 
 if __name__ == "__main__":
