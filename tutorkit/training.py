@@ -30,10 +30,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from tutorkit.checkpoints import Keeper
-from tutorkit.data import SentimentDataset, check_classes, evaluation_batches, training_batches
+from tutorkit.data import SentimentDataset, check_classes, evaluation_batches
 from tutorkit.fast_bert import faster
 from tutorkit.losses import SCHEDULES, cross_entropy, lr_schedule
 from tutorkit.micro_batches import halving, split
+from tutorkit.objectives import Objective, classification
 from tutorkit.optim import OPTIMIZERS, make_optimizer
 from tutorkit.precision import PRECISIONS, autocast, choose_device, choose_precision
 
@@ -142,6 +143,7 @@ def fit(
     config: TrainConfig,
     checkpoint_dir: Path | None = None,
     callbacks: Sequence[Callback] = (),
+    objective: Objective = classification,
 ) -> TrainState:
     """Fine-tune `model` in place; at the end it holds the weights of the best evaluation.
 
@@ -160,6 +162,8 @@ def fit(
         checkpoint_dir: folder for checkpoints; without one, nothing is written to disk.
         callbacks: called as `callback(event, state)` with the events listed in `EVENTS`, in every
             process of a run over several.
+        objective: what a step lowers: see `tutorkit.objectives`. One that is no function has a
+            `repr` that says all its settings: a checkpoint belongs to one objective.
 
     Returns:
         The state at the end, with the history of the whole run, earlier attempts included.
@@ -179,7 +183,8 @@ def fit(
     state = TrainState(config, total_steps=epoch_steps * config.epochs)
     looks = range(1, config.evaluations_per_epoch + 1) if validation is not None else ()
     evaluate_after = {round(epoch_steps * k / config.evaluations_per_epoch) for k in looks}
-    keep = Keeper(model, optimizer, accelerator, checkpoint_dir, _fingerprint(config, train))
+    keep = Keeper(model, optimizer, accelerator, checkpoint_dir,
+                  _fingerprint(config, train, objective))
     wrapped, prepared = accelerator.prepare(faster(model.to(accelerator.device)), optimizer)
 
     def emit(event: str) -> None:
@@ -202,7 +207,7 @@ def fit(
             epoch, done = divmod(state.step, epoch_steps)  # `done` is above 0 after a resume only
             plan = steps_of_epoch(train, config, epoch)
             for number, batches in enumerate(plan[done:], start=done + 1):
-                entry = train_step(wrapped, prepared, train, batches, state, accelerator)
+                entry = train_step(wrapped, prepared, train, batches, state, accelerator, objective)
                 state.epoch = epoch + number / epoch_steps
                 seconds = round(time.perf_counter() - begun, 3)
                 state.steps.append({**entry, "epoch": state.epoch, "seconds": seconds})
@@ -242,6 +247,7 @@ def train_step(
     batches: list[np.ndarray],
     state: TrainState,
     accelerator: Accelerator,
+    objective: Objective = classification,
 ) -> dict:
     """One optimizer step over one or more micro-batches; returns its line of the history.
 
@@ -269,12 +275,16 @@ def train_step(
             last = i + 1 == len(parts)  # processes exchange gradients once a step, after the last
             with nullcontext() if last else accelerator.no_sync(model):
                 # A process without rows of a short batch runs one at weight 0: all must take part.
-                inputs = _to(train.batch(mine if len(mine) else batch[:1]), accelerator.device)
-                logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-                loss = cross_entropy(logits.float(), inputs["labels"], reduction="sum") / rows
-                loss = loss if len(mine) else loss * 0.0
-                accelerator.backward(loss * world)  # `world` undoes the averaging over processes
-            total += loss.detach()
+                read = mine if len(mine) else batch[:1]
+                inputs = train.batch(read) | {"rows": torch.as_tensor(read)}
+                counts = float(len(mine) > 0)
+
+                def backward(loss: torch.Tensor, counts: float = counts) -> None:
+                    # `world` undoes the averaging over processes
+                    accelerator.backward(loss / rows * (counts * world))
+
+                found = objective(model, _to(inputs, accelerator.device), backward)
+                total += found / rows * counts
         return total
 
     largest = max(len(batch) for batch in batches)
@@ -353,7 +363,7 @@ def steps_of_epoch(
     train: SentimentDataset, config: TrainConfig, epoch: int
 ) -> list[list[np.ndarray]]:
     """The optimizer steps of an epoch: for each, its micro-batches as row numbers."""
-    batches = training_batches(train.lengths, config.batch_size, config.seed, epoch)
+    batches = train.batches_of_epoch(config.batch_size, config.seed, epoch)
     size = config.gradient_accumulation_steps
     return [batches[i : i + size] for i in range(0, len(batches), size)]
 
@@ -406,11 +416,14 @@ def _unwrap(model: torch.nn.Module) -> None:
         model.forward = original
 
 
-def _fingerprint(config: TrainConfig, train: SentimentDataset) -> dict:
+def _fingerprint(config: TrainConfig, train: SentimentDataset, objective: Objective) -> dict:
     """What must be equal for a checkpoint to belong to a run."""
     rows = hashlib.sha256(train.labels.tobytes() + train.lengths.tobytes()).hexdigest()
     settings = {k: v for k, v in asdict(config).items() if k != "checkpoint_every"}
-    return json.loads(json.dumps({**settings, "training rows": rows}))
+    return json.loads(json.dumps({
+        **settings, "training rows": rows,
+        "objective": getattr(objective, "__name__", repr(objective)),
+    }))  # fmt: skip
 
 
 def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
