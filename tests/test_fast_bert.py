@@ -47,6 +47,21 @@ def test_how_many_texts_at_a_time_does_not_matter(model, at_once, monkeypatch):
                                gradients(model, model, batch), atol=1e-6, rtol=1e-4)  # fmt: skip
 
 
+@pytest.mark.parametrize("tokens", [1, 2 * 12, 3 * 12, 2**12])
+def test_a_batch_read_in_parts_gives_the_same_logits(model, tokens, monkeypatch):
+    """Parts of one text, two, three (the last two) and all; with gradients there are none."""
+    monkeypatch.setattr(fast_bert, "TOKENS_AT_ONCE", tokens)
+    batch, read = some_batch(model), []
+    model.bert.embeddings.register_forward_hook(lambda _m, _i, out: read.append(len(out)))
+    fast = FastBert(model).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*batch).logits, model(*batch).logits, atol=1e-6, rtol=1e-5)
+    few = max(1, tokens // 12)
+    assert read == [len(part) for part in batch[0].split(few)] + [5]
+    fast(*batch)
+    assert read[-1] == 5
+
+
 def test_a_batch_without_padding(model):
     input_ids, mask = some_batch(model)
     with torch.no_grad():
