@@ -49,10 +49,12 @@ if "google.colab" in sys.modules:
 # %% tags=["parameters"]
 dataset = "auto"  # "auto", "imdb", "rt_snippets", "reviews", … (tutorkit.sources.known_names())
 model = "minilm"  # "minilm", "smollm2", "tiny", a hub id or a folder with a saved model
+recipe = None  # "fast": its values for what you leave at its default (tutorkit.recipes)
 train_size = 2400  # training reviews at most; None: all
 validation_size = 500  # validation reviews at most; None: all
 test_size = 2000  # test reviews at most; None: all
 max_length = 128  # tokens a review, special tokens included
+train_max_length = None  # the same of a training review; None: max_length
 truncation = "head+tail"  # what is kept of longer reviews: "head", "tail", "head+tail"
 epochs = 2  # passes over the training reviews
 batch_size = 32  # reviews in one forward pass
@@ -73,12 +75,14 @@ run_dir = None  # folder for the results; None: a new one in runs/
 overwrite = False  # True: replace a finished run in run_dir
 
 # %% [markdown]
-# A misspelt name or an impossible value stops the run here, before any work.
+# A misspelt name or an impossible value stops the run here, before any work. A recipe fills in what
+# is still at its default.
 
 # %%
 from tutorkit.parameters import ReportParameters, runs_folder
 
-params = ReportParameters.from_namespace(globals())
+params = ReportParameters.from_namespace(globals()).with_recipe()
+globals().update(vars(params))
 print("parameters are valid")
 
 # %% tags=["nbval-ignore-output"]
@@ -119,7 +123,8 @@ transformers_logging.disable_progress_bar()
 
 # %%
 loaded = load_model(model, seed=seed)
-check_max_length(loaded.model, max_length)
+longest = {"train": train_max_length or max_length, "validation": max_length, "test": max_length}
+check_max_length(loaded.model, max(longest.values()))
 n_parameters, _ = count_parameters(loaded.model)
 kind = "decoder (reads left to right)" if loaded.is_decoder else "encoder (reads both ways)"
 print(f"{loaded.name}: {n_parameters:,} parameters, {kind}")
@@ -182,7 +187,7 @@ pd.Series(sources.find_duplicates(splits), name="exact repeats").to_frame()
 # %%
 tokenized = {
     split: data.SentimentDataset(
-        rows[split]["text"], rows[split]["label"], loaded.tokenizer, max_length, truncation
+        rows[split]["text"], rows[split]["label"], loaded.tokenizer, longest[split], truncation
     )
     for split in rows
 }
@@ -192,7 +197,7 @@ pd.DataFrame(
             "tokens": int(d.full_lengths.sum()),
             "tokens kept": int(d.lengths.sum()),
             "longest review": int(d.full_lengths.max()),
-            "reviews cut": int((d.full_lengths > max_length).sum()),
+            "reviews cut": int((d.full_lengths > longest[split]).sum()),
         }
         for split, d in tokenized.items()
     }

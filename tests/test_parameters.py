@@ -9,6 +9,7 @@ import jaxtyping
 import pytest
 
 from tutorkit.parameters import ReportParameters, runs_folder
+from tutorkit.recipes import RECIPES
 from tutorkit.report import REPORT, parameter_defaults
 
 
@@ -36,6 +37,8 @@ def test_each_parameter_of_the_notebook_has_a_comment():
         ("validation_size", 2.5, "validation_size: expected a number of rows"),
         ("test_size", True, "test_size: expected a number of rows"),
         ("max_length", 4, "max_length: expected a number of tokens from 8, found 4"),
+        ("recipe", "quick", "recipe: expected one of .*'fast'.*, or None for none, found 'quick'"),
+        ("train_max_length", 7, "train_max_length: expected a number of tokens from 8, or None"),
         ("truncation", "middle", "truncation: expected one of .*'head\\+tail'.*, found 'middle'"),
         ("epochs", 0, "epochs: expected a whole number from 1, found 0"),
         ("batch_size", 0, "batch_size: expected a whole number from 1, found 0"),
@@ -101,3 +104,19 @@ def test_runs_go_to_the_projects_root_or_where_the_environment_says(monkeypatch,
     assert runs_folder() == tmp_path / "runs"
     monkeypatch.setenv("TUTORKIT_RUNS", "elsewhere")
     assert runs_folder() == Path("elsewhere")
+
+
+def test_a_recipe_fills_in_what_is_at_its_default():
+    plain = ReportParameters()
+    assert plain.with_recipe() == plain
+    fast = ReportParameters(recipe="fast", max_length=200, seed=3).with_recipe()
+    changed = {n for n, v in dataclasses.asdict(fast).items() if v != getattr(plain, n)}
+    assert changed == {*RECIPES["fast"], "recipe", "seed"}
+    assert fast.max_length == 200  # one's own value goes before the recipe's
+    assert all(getattr(fast, n) == v for n, v in RECIPES["fast"].items() if n != "max_length")
+    assert fast.with_recipe() == fast
+
+
+def test_each_recipe_is_of_values_that_a_report_takes():
+    for name in RECIPES:
+        ReportParameters(recipe=name).with_recipe().train_config()

@@ -56,6 +56,13 @@ def test_table_by_hand() -> None:
     assert all(len(row) == len(COLUMNS) for row in rows)
 
 
+def test_a_shorter_length_in_training_is_said() -> None:
+    record = copy.deepcopy(RECORDS[0])
+    record["config"]["train_max_length"] = 128
+    settings = cells(results_table([record]))[2][3]
+    assert settings == "256 tokens (head+tail), 128 in training, 1 epoch, bf16"
+
+
 def test_runs_that_differ_in_seed_only_share_their_baselines_but_stay_apart() -> None:
     again = copy.deepcopy(RECORDS[0])
     again["seed"], again["baseline_seconds"]["nb_trigrams"] = 1, 80.0

@@ -40,15 +40,19 @@ def main(arguments: list[str] | None = None) -> None:
     # Every process takes all these steps; `fit` shares the rows out, and one process writes.
     given = {name: parse_value(value) for name, value in chosen.p}
     check_names(list(given), list(asdict(ReportParameters())))
-    params = ReportParameters(**given)
+    params = ReportParameters(**given).with_recipe()
     loaded = models.load_model(params.model, seed=params.seed)
     models.set_trainable(loaded.model, params.freeze)
     splits = sources.load_splits(params.dataset, seed=params.seed)
     train, validation = (
-        data.SentimentDataset(rows["text"], rows["label"], loaded.tokenizer, params.max_length,
+        data.SentimentDataset(rows["text"], rows["label"], loaded.tokenizer, length,
                               params.truncation)
-        for rows in (data.take_rows(splits["train"], params.train_size, params.seed, "train"),
-                     data.take_rows(splits["validation"], params.validation_size, 0, "validation"))
+        for rows, length in (
+            (data.take_rows(splits["train"], params.train_size, params.seed, "train"),
+             params.train_max_length or params.max_length),
+            (data.take_rows(splits["validation"], params.validation_size, 0, "validation"),
+             params.max_length),
+        )
     )  # fmt: skip
     checkpoints = chosen.o / "checkpoints"
     state = fit(loaded.model, train, validation, params.train_config(), checkpoints, [Progress()])

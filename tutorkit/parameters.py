@@ -6,11 +6,12 @@ import difflib
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tutorkit.data import TRUNCATIONS
+from tutorkit.recipes import RECIPES
 from tutorkit.training import TrainConfig
 
 
@@ -24,10 +25,12 @@ class ReportParameters:
 
     dataset: str = "auto"  # a name of tutorkit.sources
     model: str = "minilm"  # a name of tutorkit.models
+    recipe: str | None = None  # a name of tutorkit.recipes
     train_size: int | None = 2400  # rows at most; None: all
     validation_size: int | None = 500
     test_size: int | None = 2000
     max_length: int = 128  # tokens a review, special tokens included
+    train_max_length: int | None = None  # the same of a training review; None: max_length
     truncation: str = "head+tail"
     epochs: int = 2
     batch_size: int = 32
@@ -58,10 +61,17 @@ class ReportParameters:
                 raise ValueError(
                     f"{name}: expected a number of rows from 2, or None for all, found {value!r}"
                 )
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise ValueError(f"recipe: expected one of {tuple(RECIPES)}, or None for none, found "
+                             f"{self.recipe!r}")
         if not _is_whole(self.max_length) or self.max_length < 8:
             raise ValueError(
                 f"max_length: expected a number of tokens from 8, found {self.max_length!r}"
             )
+        length = self.train_max_length
+        if length is not None and (not _is_whole(length) or length < 8):
+            raise ValueError("train_max_length: expected a number of tokens from 8, or None for "
+                             f"max_length, found {length!r}")
         if self.truncation not in TRUNCATIONS:
             raise ValueError(
                 f"truncation: expected one of {TRUNCATIONS}, found {self.truncation!r}"
@@ -107,6 +117,16 @@ class ReportParameters:
                         f"unknown parameter {name!r}{hint}: expected one of {', '.join(known)}"
                     )
         return cls(**{name: found[name] for name in known if name in found})
+
+    def with_recipe(self) -> ReportParameters:
+        """These parameters; those still at their default have the recipe's values.
+
+        A value of your own that differs from the default goes before the recipe's.
+        """
+        defaults = ReportParameters()
+        values = RECIPES[self.recipe] if self.recipe else {}
+        left = {n: v for n, v in values.items() if getattr(self, n) == getattr(defaults, n)}
+        return replace(self, **left)
 
     def train_config(self) -> TrainConfig:
         """The part that `tutorkit.training.fit` needs."""

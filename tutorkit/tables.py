@@ -81,10 +81,13 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def _model_row(record: dict[str, Any]) -> tuple[str, ...]:
     model, config, test, timing = (record[k] for k in ("model", "config", "test", "timing"))
     epochs = f"{config['epochs']:g} epoch" + ("" if config["epochs"] == 1 else "s")
+    short = config.get("train_max_length")  # records of before have none
+    trained_at = f", {short} in training" if short else ""
     return (
         model["name"],
         *_data_cells(record),
-        f"{config['max_length']} tokens ({config['truncation']}), {epochs}, {config['precision']}",
+        f"{config['max_length']} tokens ({config['truncation']}){trained_at}, {epochs}, "
+        f"{config['precision']}",
         _with_interval(test["accuracy"], test["accuracy_ci95"]),
         f"{test['macro_f1']:.3f}",
         f"{test['ece']:.3f}",
