@@ -16,7 +16,7 @@ from typing import Any
 
 RECIPES: dict[str, dict[str, Any]] = {
     "fast": {
-        "train_size": 18_500,
+        "train_size": 17_000,
         "train_max_length": 128,
         "max_length": 256,
         "epochs": 1,
