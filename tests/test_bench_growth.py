@@ -160,7 +160,8 @@ def test_figures_draw_what_the_records_hold(tmp_path, monkeypatch):
     assert [list(axes.lines[0].get_ydata()) for axes in (drawn[0], drawn[4])] == [
         [10, 11, 12, 13, 14], [1] * 5]  # fmt: skip
     assert list(drawn[1].lines[0].get_xdata()) == [32, 64, 128, 256, 512]
-    assert [list(axes.lines[1].get_ydata()) for axes in drawn[8:]] == [[19, 20, 21], [9.5, 10, 10.5]]
+    assert [list(axes.lines[1].get_ydata()) for axes in drawn[8:]] == [
+        [19, 20, 21], [9.5, 10, 10.5]]  # fmt: skip
     # whatever the order in which they were measured
     backwards = start() | {"points": dict(reversed(points.items()))}
     assert list(figures.growth(backwards).axes[0].lines[0].get_ydata()) == [10, 11, 12, 13, 14]

@@ -36,7 +36,8 @@ def points(model: str) -> dict[str, dict[str, Any]]:
         "batch": ("batch_size", (4, 8, 16, 32, 64), plain),
         "length": ("max_length", (32, 64, 128, 256, 512), plain),
         "model": ("model", ("tiny", "minilm", "smollm2"), plain | {"batch_size": 8}),
-        "freeze": ("freeze", ("none", "embeddings", 2, 3, 4, "backbone"), plain | {"batch_size": 32}),
+        "freeze": ("freeze", ("none", "embeddings", 2, 3, 4, "backbone"),
+                   plain | {"batch_size": 32}),  # fmt: skip
         "rows": ("rows", (1_000, 5_000, 25_000), {"model": model, "max_length": 256}),
     }
     return {
