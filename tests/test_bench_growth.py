@@ -73,6 +73,7 @@ def test_time_to_score_adds_a_run_to_the_record(tmp_path):
         first, last = run["curve"]
         assert 0 < first["seconds"] < last["seconds"] and 0 < first["tokens"] < last["tokens"]
         assert last["tokens"] <= 50 * 16
+        assert 100 < first["peak_rss_mb"] <= last["peak_rss_mb"] <= run["peak_rss_mb"]
         assert run["tokens_per_s"] == pytest.approx(last["tokens"] / last["seconds"])
         n = run["n_validation"]
         right = round(last["accuracy"] * n)

@@ -80,11 +80,12 @@ def train(args: argparse.Namespace, splits) -> dict[str, Any]:
         epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate,
         evaluations_per_epoch=args.looks, patience=None, seed=args.seed,
     )  # fmt: skip
-    events = []
+    events, memory = [], []
 
     def clock(event: str, state) -> None:
         events.append((event, state.seconds))
         if event == "evaluation":
+            memory.append(machine.peak_rss_mb())  # so far: equal numbers are a flat process
             accuracy, seconds = state.evaluations[-1]["accuracy"], training_seconds(events)[-1]
             print(f"step {state.step} of {state.total_steps}: {accuracy:.3f} after "
                   f"{seconds / 60:.1f} minutes of training", flush=True)  # fmt: skip
@@ -96,7 +97,7 @@ def train(args: argparse.Namespace, splits) -> dict[str, Any]:
         "args": {key: value for key, value in vars(args).items() if key not in ("name", "output")},
         "n_train": len(rows["train"]), "n_validation": len(rows["validation"]),
         "parameters": everything, "trained_parameters": trained, "model_source": loaded.source,
-        "curve": looks,
+        "curve": [look | {"peak_rss_mb": peak} for look, peak in zip(looks, memory, strict=True)],
         "tokens_per_s": looks[-1]["tokens"] / looks[-1]["seconds"],
         "peak_rss_mb": machine.peak_rss_mb(),
         "git_commit": machine.git_commit(), "started_at": started,
