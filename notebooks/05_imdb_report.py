@@ -304,6 +304,7 @@ training = fit(
     checkpoint_dir=folder / "checkpoints",
     callbacks=[Progress()],
 )
+peak_in_training = machine.peak_rss_mb()  # MiB; what comes later may take more
 
 # %% [markdown]
 # ## 6. Validate, and keep the best
@@ -470,6 +471,7 @@ record = {
     "paired": paired,
     "training": {"resumed_from_step": training.resumed_from_step,
                  "stopped_early": training.stopped_early, "steps": training.step,
+                 "peak_rss_mb": peak_in_training,
                  "estimate": {"train_s": 60 * preflight.minutes_training,
                               "peak_gb": preflight.memory_gb}},
     "timing": {"train_s": training.seconds, "eval_s": tested.seconds, "tokens": training.tokens,

@@ -26,12 +26,13 @@ DPI = 150  # 1050 pixels: sharp at the 900 or so that a README is wide
 # Those of tutorkit.plots and three more of Okabe & Ito's; then the same with another line.
 LOOKS = [(style, colour) for style in ("-", (0, (4, 1.5)), (0, (1, 1)))
          for colour in (BLUE, VERMILLION, "#009E73", INK, "#CC79A7", "#E69F00")]  # fmt: skip
-FROZEN = {"embeddings": "emb.", "backbone": "all"}  # the rest as it is
+FROZEN = {"none": "–", "embeddings": "E", "backbone": "all"}  # the rest as it is
 # Series: what stands below its axis; the key of a point that is its place there.
 AXES = {
     "batch": ("reviews a batch,\n{max_length} tokens each", "batch_size"),
     "length": ("tokens a review,\n{batch_size} reviews a batch", "max_length"),
-    "freeze": ("layers frozen (all but head),\n{batch_size} × {max_length} tokens", "freeze"),
+    "freeze": ("layers frozen (E: embeddings,\nall: all but head), {batch_size} × {max_length}",
+               "freeze"),
     "model": ("non-embedding parameters,\n{batch_size} × {max_length} tokens",
               "non_embedding_parameters"),
 }
