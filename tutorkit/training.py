@@ -30,7 +30,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from tutorkit.checkpoints import Keeper
-from tutorkit.data import SentimentDataset, check_classes, evaluation_batches
+from tutorkit.data import SentimentDataset, check_classes, evaluation_batches, training_batches
 from tutorkit.fast_bert import faster
 from tutorkit.losses import SCHEDULES, cross_entropy, lr_schedule
 from tutorkit.micro_batches import halving, split
@@ -363,7 +363,10 @@ def steps_of_epoch(
     train: SentimentDataset, config: TrainConfig, epoch: int
 ) -> list[list[np.ndarray]]:
     """The optimizer steps of an epoch: for each, its micro-batches as row numbers."""
-    batches = train.batches_of_epoch(config.batch_size, config.seed, epoch)
+    if hasattr(train, "batches_of_epoch"):
+        batches = train.batches_of_epoch(config.batch_size, config.seed, epoch)
+    else:  # a data set of one's own needs `lengths`, `labels` and `batch` alone
+        batches = training_batches(train.lengths, config.batch_size, config.seed, epoch)
     size = config.gradient_accumulation_steps
     return [batches[i : i + size] for i in range(0, len(batches), size)]
 
