@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tutorkit.adapters import prepare
+from tutorkit.adapters import model_of, prepare
 from tutorkit.models import LoadedModel
 
 FILES = ("adapter.json", "adapter.safetensors")
@@ -35,7 +35,7 @@ def save_adapter(loaded: LoadedModel | torch.nn.Module, folder: str | Path) -> i
         ValueError: a model that was not prepared, or a folder with other files in it.
         OSError: it could not be written.
     """
-    model = loaded.model if isinstance(loaded, LoadedModel) else loaded
+    model = model_of(loaded)
     if not hasattr(model, "adaptation"):
         raise ValueError("expected a model prepared by tutorkit.adapters.prepare, found one that "
                          "was not: save all of it with models.save_model")
@@ -77,7 +77,7 @@ def load_adapter(loaded: LoadedModel | torch.nn.Module, folder: str | Path) -> l
         ValueError: a damaged file, another architecture or backbone, or a model that was prepared
             in another way.
     """
-    model = loaded.model if isinstance(loaded, LoadedModel) else loaded
+    model = model_of(loaded)
     about, tensors = _read(Path(folder))
     how = {key: about[key] for key in ("method", "settings")}
     before = getattr(model, "adaptation", None)

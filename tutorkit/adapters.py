@@ -26,6 +26,7 @@ from tutorkit.models import (
     LoadedModel,
     backbone_layers,
     count_parameters,
+    drawn_with,
     parameter_depths,
     set_trainable,
 )
@@ -95,11 +96,10 @@ def prepare(
         ValueError: an unknown method, setting or target name, a value out of range, a model that
             the method does not fit, or one that has added weights already.
     """
-    model = loaded.model if isinstance(loaded, LoadedModel) else loaded
+    model = model_of(loaded)
     settings = _checked(model, method, settings)
     kept = model.training
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if untouched
-        torch.default_generator.manual_seed(seed)
+    with drawn_with(seed):
         if method == "adapter":
             _add_bottlenecks(model, settings["bottleneck"])
         elif method in ("lora", "adalora"):
@@ -119,6 +119,11 @@ def prepare(
         parameter.requires_grad_(trains(name))
     model.adaptation = {"method": method, "settings": settings}
     return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def model_of(loaded: LoadedModel | torch.nn.Module) -> torch.nn.Module:
+    """The `transformers` model of a loaded one, or what is one already."""
+    return loaded.model if isinstance(loaded, LoadedModel) else loaded
 
 
 def head_names(model: torch.nn.Module) -> list[str]:
@@ -173,7 +178,7 @@ def merge(loaded: LoadedModel | torch.nn.Module) -> None:
     Raises:
         ValueError: a model without low-rank updates.
     """
-    model = loaded.model if isinstance(loaded, LoadedModel) else loaded
+    model = model_of(loaded)
     found = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
     if not found:
         raise ValueError('expected a model prepared with "lora" or "adalora", found no low-rank '

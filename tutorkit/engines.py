@@ -6,7 +6,6 @@ An engine is made from a copy of the model and is called as the model is:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import warnings
@@ -20,6 +19,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+
+from tutorkit.models import model_digest
 
 ENGINES = ("torch", "int8", "onnx", "onnx-int8")
 
@@ -71,7 +72,7 @@ def make_engine(model: torch.nn.Module, engine: str) -> torch.nn.Module:
         raise ValueError(f"engine: expected one of {ENGINES}, found {engine!r}")
     if engine == "torch":
         return model
-    content, made = _content(model), _made.setdefault(model, {})
+    content, made = model_digest(model), _made.setdefault(model, {})
     if engine not in made or made[engine][0] != content:
         made.pop(engine, None)  # two at once would need the memory of two
         make = _quantize if engine == "int8" else _export
@@ -173,15 +174,6 @@ def _quiet() -> Iterator[None]:
 def _plain_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A copy in fp32 on the CPU, for reading only."""
     return deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-
-
-def _content(model: torch.nn.Module) -> str:
-    """A checksum of everything that decides the logits: weights, their names, the config."""
-    found = hashlib.sha256(str(getattr(model, "config", "")).encode())
-    for name, tensor in model.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def _bytes(model: torch.nn.Module) -> int:

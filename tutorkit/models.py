@@ -7,10 +7,13 @@ weights are read, no pickle, and no code from the hub is run.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,6 +225,33 @@ def non_embedding_parameters(model) -> int:
     """Parameters that every token passes through: all but the tables that turn ids into vectors."""
     tables = [p for part in _embeddings(model.base_model) for p in part.parameters()]
     return count_parameters(model)[0] - sum(p.numel() for p in tables)
+
+
+def model_digest(model) -> str:
+    """SHA-256, in hexadecimal, of what decides a model's logits: weights, their names, the config.
+
+    Where a model was loaded from and by which release of transformers is left out.
+    """
+    import torch
+
+    config = model.config.to_dict() if hasattr(model, "config") else {}
+    told = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def drawn_with(seed: int) -> Iterator[None]:
+    """Random weights that are drawn inside depend on the seed; the caller's numbers go on after."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        # Only the CPU's generator: torch.manual_seed would reset those of GPUs as well.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def save_model(loaded: LoadedModel, folder: str | Path, card: str) -> None:

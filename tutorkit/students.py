@@ -25,7 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tutorkit.dropout import quicken_dropout
 from tutorkit.heads import pool
-from tutorkit.models import LoadedModel
+from tutorkit.models import LoadedModel, drawn_with
 
 STARTS = ("teacher", "fresh")
 
@@ -68,8 +68,7 @@ def transformer_student(
     kept = every_kth(len(source.encoder.layer), layers)
     config = copy.deepcopy(teacher.model.config)
     config.num_hidden_layers = layers
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawn_with(seed):
         model = BertForSequenceClassification(config)
     model.bert.embeddings.load_state_dict(source.embeddings.state_dict())
     names = [name for name, _ in model.named_parameters() if ".embeddings." not in name]
@@ -157,8 +156,7 @@ def bag_student(
     labels = {int(i): label for i, label in teacher.model.config.id2label.items()}
     config = BagConfig(len(table), dim, id2label=labels,
                        label2id={label: i for i, label in labels.items()})  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawn_with(seed):
         model = BagOfEmbeddings(config)
     names, told = [name for name, _ in model.named_parameters()], f"drawn with seed {seed}"
     if start == "teacher":

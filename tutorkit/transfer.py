@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tutorkit import heads, sources
 from tutorkit.data import SentimentDataset, evaluation_batches, take_rows
-from tutorkit.models import LoadedModel, backbone_layers, load_model, set_trainable
+from tutorkit.models import LoadedModel, backbone_layers, drawn_with, load_model, set_trainable
 from tutorkit.precision import autocast, choose_device, choose_precision
 from tutorkit.training import Callback, TrainConfig, eval_mode, evaluate, fit
 
@@ -117,8 +117,7 @@ def start(
     names = {0: "negative", 1: "positive"} if len(labels) == 2 else {i: str(i) for i in labels}
     loaded = load_model(model, names, seed)
     if not strategy.pretrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with drawn_with(seed):
             new = type(loaded.model)(loaded.model.config).eval()
         loaded = replace(loaded, model=new, source="random weights of the same architecture",
                          head=[name for name, _ in new.named_parameters()])  # fmt: skip
