@@ -101,7 +101,7 @@ def test_logits_are_the_teachers_up_to_a_shift_of_each_row(name):
 def test_the_second_call_reads_what_the_first_kept(tmp_path, monkeypatch):
     fresh = teacher_logits(teacher(), TEXTS, 16)
     first = teacher_logits(teacher(), TEXTS, 16, cache=tmp_path / "logits")
-    monkeypatch.setattr(distillation, "evaluate", None)
+    monkeypatch.setattr(distillation, "read_logits", None)
     second = teacher_logits(teacher(), TEXTS, 16, cache=tmp_path / "logits")
     for found in (first, second):
         assert torch.equal(found.values, fresh.values)

@@ -249,10 +249,6 @@ class SentimentDataset(torch.utils.data.Dataset):
         """The rows with these numbers as one padded batch: see `collate`."""
         return self.collate([self[int(row)] for row in rows])
 
-    def batches_of_epoch(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """Row numbers of each training batch of an epoch: see `training_batches`."""
-        return training_batches(self.lengths, batch_size, seed, epoch)
-
 
 def training_batches(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, pool: int = 50

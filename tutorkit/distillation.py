@@ -27,11 +27,11 @@ from torch import Tensor
 
 from tutorkit.data import SentimentDataset, check_rows
 from tutorkit.losses import distillation_loss
-from tutorkit.models import LoadedModel, check_max_length
+from tutorkit.models import LoadedModel, check_max_length, model_digest
 from tutorkit.objectives import Backward
 from tutorkit.precision import choose_device, choose_precision
 from tutorkit.token_cache import content_key
-from tutorkit.training import evaluate
+from tutorkit.training import read_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,6 @@ def teacher_logits(
     device: str = "auto", cache: Path | str | None = None,
 ) -> TeacherLogits:
     """A teacher's logits for some texts, computed once.
-
-    They are log-probabilities: the logits up to a constant in each row, which no softmax sees.
 
     Args:
         teacher: the fine-tuned model with its own tokenizer.
@@ -84,24 +82,10 @@ def teacher_logits(
     values = _load(path, len(texts)) if path is not None else None
     if values is None:
         rows = SentimentDataset(texts, no_labels, teacher.tokenizer, max_length, truncation)
-        found = evaluate(teacher.model, rows, batch_size, precision=numeric, device=device)
-        # In float64 none is 0 but where logits lie 700 apart.
-        least = np.finfo(np.float64).tiny
-        values = np.log(np.maximum(found.probabilities, least)).astype(np.float32)
+        values = read_logits(teacher.model, rows, batch_size, precision=numeric, device=device)
         if path is not None:
             _save(path, values)
     return TeacherLogits(torch.from_numpy(values), label_names(teacher.model))
-
-
-def model_digest(model: torch.nn.Module) -> str:
-    """SHA-256, in hexadecimal, over a transformers model's weights, their names and its config."""
-    told = {k: v for k, v in model.config.to_dict().items()
-            if k not in ("_name_or_path", "transformers_version")}  # fmt: skip
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def check_same_labels(teacher: Mapping[int, str], student: Mapping[int, str]) -> None:

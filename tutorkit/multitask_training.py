@@ -15,28 +15,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from torch import Tensor
 
 from tutorkit.checkpoints import BEST, load_best, save_best
-from tutorkit.data import evaluation_batches
-from tutorkit.fast_bert import faster
 from tutorkit.multitask import JointLoss, MultiTaskModel, check_known, gradient_conflict
 from tutorkit.multitask_data import MultiTaskDataset, TaskDataset, check_tasks
-from tutorkit.precision import autocast, choose_device, choose_precision
 from tutorkit.training import (
     Callback,
     TrainConfig,
     TrainState,
-    eval_mode,
     evaluate,
     fit,
+    read_logits,
     steps_of_epoch,
 )
 
 
-@torch.no_grad()
 def evaluate_task(
     model: MultiTaskModel, data: TaskDataset, batch_size: int = 64, precision: str = "auto",
     device: str = "auto",
@@ -62,14 +57,8 @@ def evaluate_task(
     if data.task.kind == "classification":
         found = evaluate(one, data, batch_size, precision=precision, device=device)
         return {"loss": found.loss, "score": found.accuracy}
-    on = choose_device(device)
-    fast, numeric, values = faster(one.to(on)), choose_precision(precision, on), np.empty(len(data))
-    with eval_mode(one):
-        for rows in evaluation_batches(data.lengths, batch_size):
-            batch = data.batch(rows)
-            ids, mask = batch["input_ids"].to(on), batch["attention_mask"].to(on)
-            with autocast(numeric, on):
-                values[rows] = fast(ids, attention_mask=mask).logits[:, 0].float().cpu().numpy()
+    found = read_logits(one, data, batch_size, precision=precision, device=device)
+    values = found[:, 0].astype(np.float64)
     errors = values - data.labels
     a, b = values - values.mean(), data.labels - data.labels.mean()
     spread = math.sqrt((a @ a) * (b @ b))

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -305,12 +306,27 @@ def train_step(
             "grad_norm": norm, "rows": rows, "tokens": tokens}  # fmt: skip
 
 
-@torch.no_grad()
 def evaluate(
     model: torch.nn.Module, dataset: SentimentDataset, batch_size: int = 64,
     accelerator: Accelerator | None = None, precision: str = "auto", device: str = "auto",
 ) -> Evaluation:
-    """Probabilities, mean loss and accuracy of a model on a data set; the model's mode is kept.
+    """Probabilities, mean loss and accuracy of a model on a data set: see `read_logits`."""
+    started = time.perf_counter()
+    logits = read_logits(model, dataset, batch_size, accelerator, precision, device)
+    loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(dataset.labels))
+    return Evaluation(
+        loss=float(loss), accuracy=float((logits.argmax(axis=1) == dataset.labels).mean()),
+        probabilities=torch.from_numpy(logits).double().softmax(dim=1).numpy(),
+        seconds=time.perf_counter() - started, tokens=int(dataset.lengths.sum()),
+    )
+
+
+@torch.no_grad()
+def read_logits(
+    model: torch.nn.Module, dataset: SentimentDataset, batch_size: int = 64,
+    accelerator: Accelerator | None = None, precision: str = "auto", device: str = "auto",
+) -> np.ndarray:
+    """Logits (N, C) of a model on a data set, in fp32; the model's mode is kept.
 
     Args:
         model: as for `fit`; without an accelerator it is moved to the device.
@@ -321,7 +337,7 @@ def evaluate(
         precision: without an accelerator, "auto", "fp32", "bf16" or "fp16".
         device: without an accelerator, "auto", "cpu", "cuda" or "mps".
     """
-    started, rank, world = time.perf_counter(), 0, 1
+    rank, world = 0, 1
     if accelerator is None:
         on = choose_device(device)
         numeric = choose_precision(precision, on)
@@ -351,22 +367,18 @@ def evaluate(
     logits = np.empty((len(dataset), found[0][1].shape[1]), dtype=np.float32)
     for rows, values in found:
         logits[rows] = values
-    loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(dataset.labels))
-    return Evaluation(
-        loss=float(loss), accuracy=float((logits.argmax(axis=1) == dataset.labels).mean()),
-        probabilities=torch.from_numpy(logits).double().softmax(dim=1).numpy(),
-        seconds=time.perf_counter() - started, tokens=int(dataset.lengths.sum()),
-    )
+    return logits
 
 
 def steps_of_epoch(
     train: SentimentDataset, config: TrainConfig, epoch: int
 ) -> list[list[np.ndarray]]:
-    """The optimizer steps of an epoch: for each, its micro-batches as row numbers."""
-    if hasattr(train, "batches_of_epoch"):
-        batches = train.batches_of_epoch(config.batch_size, config.seed, epoch)
-    else:  # a data set of one's own needs `lengths`, `labels` and `batch` alone
-        batches = training_batches(train.lengths, config.batch_size, config.seed, epoch)
+    """The optimizer steps of an epoch: for each, its micro-batches as row numbers.
+
+    A data set that mixes several kinds of rows has a `batches_of_epoch` of its own.
+    """
+    plain = partial(training_batches, train.lengths)
+    batches = getattr(train, "batches_of_epoch", plain)(config.batch_size, config.seed, epoch)
     size = config.gradient_accumulation_steps
     return [batches[i : i + size] for i in range(0, len(batches), size)]
 
