@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,32 @@ def label(name: str) -> str:
             f"{name!r}: it is written at the end of the run's line in the figure"
         )
     return name.strip()
+
+
+def freeze(value: str) -> str | int:
+    """What `models.set_trainable` takes: a number of layers, or a word."""
+    return int(value) if value.isdecimal() else value
+
+
+def add_run(args: argparse.Namespace, splits, run: Callable) -> dict[str, Any]:
+    """Add what `run(args, splits)` returns to the record, under its name.
+
+    It is not begun where the name is taken or the record is of another machine.
+    """
+    settings = {"dataset": splits.name, "source": splits.source}
+    start = {"settings": settings, "hardware": here(), "runs": {}}
+    try:
+        record = open_record(args.output, start)
+        if args.name in record["runs"]:
+            raise ValueError(f"--name: expected a new name, found {args.name!r}, which is in "
+                             f"{args.output} already and stays as it is: choose another one")
+        found = run(args, splits)
+        record = open_record(args.output, start)  # another run may have been added meanwhile
+        record["runs"][args.name] = found
+        save_record(args.output, record)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    return found
 
 
 def training_seconds(events: Sequence[tuple[str, float]]) -> list[float]:
@@ -109,8 +135,8 @@ def main() -> None:
     parser.add_argument("--name", type=label, required=True, help="of the run, for the figure")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--data", default="imdb", help="name of a data set; no test row is read")
-    parser.add_argument("--freeze", default="none", help="none, embeddings, backbone or N layers",
-                        type=lambda value: int(value) if value.isdecimal() else value)  # fmt: skip
+    parser.add_argument("--freeze", default="none", type=freeze,
+                        help="none, embeddings, backbone or N layers")  # fmt: skip
     parser.add_argument("--rows", type=int, default=16_000, help="training rows, drawn at random")
     parser.add_argument("--train-max-length", type=int, default=128, help="of a training row")
     parser.add_argument("--max-length", type=int, default=256, help="of a validation row")
@@ -124,20 +150,7 @@ def main() -> None:
 
     from tutorkit.sources import load_splits
 
-    splits = load_splits(args.data)
-    settings = {"dataset": splits.name, "source": splits.source}
-    start = {"settings": settings, "hardware": here(), "runs": {}}
-    try:
-        record = open_record(args.output, start)
-        if args.name in record["runs"]:
-            raise ValueError(f"--name: expected a new name, found {args.name!r}, which is in "
-                             f"{args.output} already and stays as it is: choose another one")
-        run = train(args, splits)
-        record = open_record(args.output, start)  # another run may have been added meanwhile
-        record["runs"][args.name] = run
-        save_record(args.output, record)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    run = add_run(args, load_splits(args.data), train)
     print(f"{args.name}: {run['tokens_per_s']:,.0f} tokens/s, peak {run['peak_rss_mb']:,.0f} MiB; "
           f"wrote {args.output}")  # fmt: skip
 

@@ -13,7 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from growth import RECORDS, here, open_record, save_record
+from growth import RECORDS
+from time_to_score import add_run, freeze
 
 HELD_OUT = 2990  # training rows that no run may train on
 
@@ -67,8 +68,8 @@ def run(args: argparse.Namespace, splits) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True)
-    parser.add_argument("--freeze", default="none", help="none, embeddings or N layers",
-                        type=lambda value: int(value) if value.isdecimal() else value)  # fmt: skip
+    parser.add_argument("--freeze", default="none", type=freeze,
+                        help="none, embeddings or N layers")  # fmt: skip
     parser.add_argument("--freeze-first", type=int, help="more layers, frozen in the beginning")
     parser.add_argument("--until", type=float, default=0.35, help="share of steps of the beginning")
     parser.add_argument("--rows", type=int, required=True, help="training reviews")
@@ -84,17 +85,7 @@ def main() -> None:
 
     from tutorkit.sources import load_splits
 
-    splits = load_splits("imdb")
-    settings = {"dataset": splits.name, "source": splits.source}
-    start = {"settings": settings, "hardware": here(), "runs": {}}
-    try:
-        record = open_record(args.output, start)
-        if args.name in record["runs"]:
-            raise ValueError(f"--name: expected a new one, found {args.name!r} in {args.output}")
-        record["runs"][args.name] = found = run(args, splits)
-        save_record(args.output, record)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    found = add_run(args, load_splits("imdb"), run)
     print(f"{args.name}: held-out accuracy {found['held_out']['accuracy']:.4f}, "
           f"{found['tokens']:,} tokens in {found['seconds']:.0f} s; wrote {args.output}")
 
