@@ -61,7 +61,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML
 
-from tutorkit import baselines, budgets, data, explain, metrics, panel, sources, training, transfer
+from tutorkit import baselines, data, explain, metrics, panel, sources, studies, training, transfer
 from tutorkit import transfer_figures as figures
 from tutorkit.models import load_model, parameter_depths
 from tutorkit.transfer import STRATEGIES
@@ -195,7 +195,7 @@ for name in ways:
 # download. The command at the end of this section makes it again. What it was made with:
 
 # %%
-record = budgets.stored("transfer-rt_snippets-minilm")
+record = studies.stored("transfer-rt_snippets-minilm")
 lines, about = record.lines, record.about
 print(about["settings"]["dataset"]["name"], about["settings"]["model"],
       f"{about['settings']['max_length']} tokens")

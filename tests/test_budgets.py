@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from tutorkit import baselines, budgets, sources, transfer
-from tutorkit.budgets import CHEAP, choose_rates, measure, read, stored
+from tutorkit.budgets import CHEAP, choose_rates, measure
 from tutorkit.models import load_model, save_model
+from tutorkit.studies import read, stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from lesson_scripts import blocks, cases, solved
 
-from tutorkit import budgets, transfer
+from tutorkit import budgets, studies, transfer
 from tutorkit.checks import CheckFailed, lesson_06
 from tutorkit.notebooks import NOTEBOOKS
 
@@ -184,7 +184,7 @@ def test_the_inputs_hold_what_answers_trip_over():
 
 @pytest.fixture(scope="module")
 def record():
-    return budgets.stored("transfer-rt_snippets-minilm")
+    return studies.stored("transfer-rt_snippets-minilm")
 
 
 def test_the_record_is_whole(record):

@@ -12,19 +12,16 @@ on where it was. `about.json` beside it says what it was made with.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tutorkit import baselines, machine, sources, transfer
+from tutorkit import baselines, sources, transfer
 from tutorkit.data import take_rows
+from tutorkit.studies.shelf import append, digits, numbers, open_folder, read
 
 BUDGETS = (32, 128, 512, 2048)
 CHEAP = tuple(name for name in baselines.BASELINES if name != "majority")
@@ -73,8 +70,8 @@ def measure(
     settings = {"dataset": {"name": splits.name, "source": splits.source},
                 "model": model, "n_test": len(test), "max_length": max_length,
                 "strategies": {name: asdict(way) for name, way in transfer.STRATEGIES.items()},
-                "test_labels": "".join(str(label) for label in test["label"])}  # fmt: skip
-    _write_about(folder, settings)
+                "test_labels": digits(test["label"])}  # fmt: skip
+    open_folder(folder, settings)
     memories = {"pairs": transfer.pairs_memory(), "domains": transfer.domains_memory()}
     wanted = [(seed, n, name) for seed in seeds for n in budgets for name in (*CHEAP, *strategies)]
     done = {(line["seed"], line["n"], line["strategy"]) for line in read(folder)}
@@ -101,8 +98,8 @@ def measure(
             else:
                 line["remembers"] = _recall(used.loaded, memories)
         line["accuracy"] = float(np.mean(predictions == np.asarray(test["label"])))
-        line["predictions"] = "".join(str(p) for p in predictions)
-        _append(folder / "runs.jsonl", line)
+        line["predictions"] = digits(predictions)
+        append(folder / "runs.jsonl", line)
         print(f"{number} of {len(wanted)}: seed {seed}, {n} labelled, {name}: "
               f"{line['accuracy']:.3f} in {line['train_s']:.0f} s", flush=True)  # fmt: skip
     return read(folder)
@@ -128,86 +125,14 @@ def choose_rates(
         right = used.probabilities.argmax(axis=1) == np.asarray(validation["label"])
         line |= {"n": CHOICE_BUDGET, "n_validation": len(validation),
                  "accuracy": float(right.mean()), "loss": round(float(-np.log(own).mean()), 4)}
-        _append(path, line)
+        append(path, line)
         print(line, flush=True)
     return read(folder, path.name)
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished measurement."""
-
-    lines: list[dict]  # one a result: strategy, n, seed, accuracy, predictions, …
-    rates: list[dict]  # what was tried on validation rows before
-    about: dict  # settings, environment, commit, date
-
-
-def stored(name: str) -> Record:
-    """A record that comes with the package, such as "transfer-rt_snippets-minilm".
-
-    Raises:
-        FileNotFoundError: there is none of that name.
-    """
-    shelf = resources.files("tutorkit") / "measured"
-    names = sorted(each.name for each in shelf.iterdir() if each.is_dir())
-    if name not in names:
-        raise FileNotFoundError(f"expected a stored record among {names}, found {name!r}")
-    with resources.as_file(shelf / name) as folder:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return Record(read(folder), read(folder, "rates.jsonl"), about)
-
-
-def read(folder: str | Path, name: str = "runs.jsonl") -> list[dict]:
-    """The lines of a record; none where there is no file yet."""
-    path = Path(folder) / name
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in _whole_lines(text).splitlines()]
 
 
 def _recall(loaded: Any, memories: dict[str, transfer.Memory]) -> dict[str, float]:
     found = {name: transfer.remembers(loaded, memory) for name, memory in memories.items()}
     return {name: round(share, 4) for name, share in found.items()}
-
-
-def _whole_lines(text: str) -> str:
-    """What a file holds up to its last line break: a full disk leaves half a line behind it."""
-    return text[: text.rfind("\n") + 1]
-
-
-def _append(path: Path, line: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        if (whole := _whole_lines(text)) != text:
-            path.write_text(whole, encoding="utf-8")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_about(folder: Path, settings: dict) -> None:
-    path = folder / "about.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        differing = [key for key, value in settings.items() if found.get(key) != value]
-        if differing:
-            key = differing[0]
-            raise ValueError(f"{folder} holds results of other settings ({key}: expected "
-                             f"{settings[key]!r:.60}, found {found.get(key)!r:.60}): name another "
-                             "folder")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"settings": settings, "environment": machine.environment(),
-             "git_commit": machine.git_commit(),
-             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
-    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -218,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rates", action="store_true", help="choose learning rates instead")
     parser.add_argument("--dataset", default="rt_snippets", help="a name that sources knows")
     parser.add_argument("--model", default="minilm", help="a pretrained model")
-    parser.add_argument("--budgets", type=_numbers, default=BUDGETS, help="such as 32,128")
-    parser.add_argument("--seeds", type=_numbers, default=(0, 1, 2), help="such as 0,1,2,3,4")
+    parser.add_argument("--budgets", type=numbers, default=BUDGETS, help="such as 32,128")
+    parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), help="such as 0,1,2,3,4")
     parser.add_argument("--test-size", type=int, default=2000, help="test rows at most")
     given = parser.parse_args(argv)
     if given.rates:

@@ -35,7 +35,7 @@ def by_budget(lines: Sequence[Mapping], strategy: str, key: str = "accuracy") ->
     """The values of a strategy at every budget, seeds in order: {n: [value, …]}.
 
     Args:
-        lines: as `budgets.read` returns them.
+        lines: as `studies.read` returns them.
         strategy: whose.
         key: of a line; "remembers.pairs" looks into its "remembers".
 
@@ -77,7 +77,7 @@ def curve_figure(lines: Sequence[Mapping], strategies: Sequence[str] = tuple(LOO
     """Test accuracy against the number of labelled texts: a dot a seed, a line through the means.
 
     Args:
-        lines: as `budgets.read` returns them.
+        lines: as `studies.read` returns them.
         strategies: names from `LOOKS`, those of the baselines included.
     """
     with styled_figure(3.6) as figure:
@@ -108,7 +108,7 @@ def difference_figure(lines: Sequence[Mapping], strategies: Sequence[str], rival
     """Accuracy minus that of a rival with the same seed: the mean, and its interval over seeds.
 
     Args:
-        lines: as `budgets.read` returns them.
+        lines: as `studies.read` returns them.
         strategies: names from `LOOKS`.
         rival: another one, which is the line at 0.
 
@@ -139,7 +139,7 @@ def forgetting_figure(lines: Sequence[Mapping], memory: str, untouched: float) -
     """What is remembered against what was learned: a mark a run, larger for more labelled texts.
 
     Args:
-        lines: as `budgets.read` returns them.
+        lines: as `studies.read` returns them.
         memory: a name in their "remembers", such as "domains".
         untouched: what the pretrained model remembers before any training.
     """
