@@ -32,6 +32,10 @@ from tutorkit.training import TrainConfig, eval_mode, steps_of_epoch
 GB = 2**30
 # An optimizer's time is measured on this many numbers: enough not to fit into a processor's cache.
 SAMPLE = 4_000_000
+# Batches of many shapes leave holes in the memory of a process, which it does not give back. Of
+# what the largest batch keeps, runs on CPUs held 1.1 times as much after ten steps and 1.8 times
+# after an epoch.
+WITH_HOLES = {"cpu": 1.5}
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def estimate(
     kept = validation is not None and checkpoint_dir is None
 
     def memory(rows: int, accumulates: bool) -> float:
-        saved = total(samples, "saved", [(rows, length)])
+        saved = WITH_HOLES.get(device.type, 1.0) * total(samples, "saved", [(rows, length)])
         return held + memory_of_a_step(model, config.optimizer, saved, accumulates, kept)
 
     needed = memory(rows, accumulates)
