@@ -14,7 +14,7 @@ import pytest
 from tutorkit import baselines, budgets, sources, transfer
 from tutorkit.budgets import CHEAP, choose_rates, measure
 from tutorkit.models import load_model, save_model
-from tutorkit.studies import read, stored
+from tutorkit.studies import read, shelf, stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -424,12 +424,12 @@ def test_the_command_measures(calls, tmp_path, capsys):
 
 def test_a_stored_record_is_what_was_measured(whole, monkeypatch, tmp_path):
     folder, lines, _ = whole
-    shelf = tmp_path / "measured"
-    shutil.copytree(folder, shelf / "toy-tiny")
-    (shelf / "toy-tiny" / "rates.jsonl").write_text('{"strategy": "scratch", "loss": 0.5}\n')
-    (shelf / "other").mkdir()
-    (shelf / "notes.txt").touch()
-    monkeypatch.setattr(budgets.resources, "files", {"tutorkit": tmp_path}.get)
+    measured = tmp_path / "measured"
+    shutil.copytree(folder, measured / "toy-tiny")
+    (measured / "toy-tiny" / "rates.jsonl").write_text('{"strategy": "scratch", "loss": 0.5}\n')
+    (measured / "other").mkdir()
+    (measured / "notes.txt").touch()
+    monkeypatch.setattr(shelf.resources, "files", {"tutorkit": tmp_path}.get)
     record = stored("toy-tiny")
     assert (record.lines, record.rates) == (lines, [{"strategy": "scratch", "loss": 0.5}])
     assert record.about == json.loads((folder / "about.json").read_text(encoding="utf-8"))

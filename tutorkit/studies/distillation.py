@@ -27,7 +27,12 @@ from tutorkit.comparison import latency, one_by_one
 from tutorkit.data import SentimentDataset, take_rows
 from tutorkit.distillation import SoftTargets, teacher_logits
 from tutorkit.matching import LayerMatching, MatchedStudent
-from tutorkit.models import LoadedModel, count_parameters, load_model
+from tutorkit.models import (
+    LoadedModel,
+    count_parameters,
+    load_model,
+    non_embedding_parameters,
+)
 from tutorkit.objectives import classification
 from tutorkit.students import bag_student, transformer_student
 from tutorkit.studies.shelf import complete, digits, numbers, open_folder
@@ -197,10 +202,8 @@ def _result(predictions: np.ndarray, expected: np.ndarray, answer: Any) -> dict:
 
 
 def _size(loaded: LoadedModel) -> dict:
-    embeddings = sum(p.numel() for name, p in loaded.model.named_parameters()
-                     if "embeddings" in name)  # fmt: skip
-    total, _ = count_parameters(loaded.model)
-    return {"n_parameters": total, "n_non_embedding": total - embeddings}
+    return {"n_parameters": count_parameters(loaded.model)[0],
+            "n_non_embedding": non_embedding_parameters(loaded.model)}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
