@@ -589,8 +589,9 @@ figures.record_figure(lines)
 # %% [markdown]
 # - **typos** and **dropped words**: test reviews changed by a program, as in section 1;
 # - **under attack**: the attack of section 7, on some of the test reviews;
-# - **expert edits**: test reviews that experts edited until the verdict was the opposite one
-#   (Gardner et al. 2020): the accuracy on the edited texts, and both members right;
+# - **expert edits**: reviews that experts edited until the verdict was the opposite one (Gardner et
+#   al. 2020; the originals stand in IMDB's training split): the accuracy on the edited texts, and
+#   both members right;
 # - **built-in pairs** and **negation probes**: those of this lesson, far from the training reviews.
 #
 # The same as differences from plain training, row by row on the same rows:
