@@ -12,7 +12,7 @@ from tutorkit import machine, sources, studies
 from tutorkit.adapters import METHODS
 from tutorkit.data import take_rows
 from tutorkit.models import count_parameters, load_model, save_model
-from tutorkit.studies import adversarial, distillation, multitask, peft, shelf
+from tutorkit.studies import adversarial, distillation, multitask, peft, runs, shelf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,16 +79,14 @@ def rows():
 @pytest.fixture
 def seen(monkeypatch):
     """The texts that each call of `fit` learned from."""
-    found = []
-    for study in (peft, adversarial, distillation):
-        real = study.fit
+    found, real = [], runs.fit
 
-        def fit(model, train, *args, _real=real, **kwargs):
-            state = _real(model, train, *args, **kwargs)
-            found.append((model, train, state))
-            return state
+    def fit(model, train, *args, **kwargs):
+        state = real(model, train, *args, **kwargs)
+        found.append((model, train, state))
+        return state
 
-        monkeypatch.setattr(study, "fit", fit)
+    monkeypatch.setattr(runs, "fit", fit)
     return found
 
 
@@ -117,7 +115,7 @@ def test_peft_lines(tmp_path, seen, rows, monkeypatch):
     assert sum(lines[-1]["ranks"].values()) == METHODS["adalora"]["target_r"] * 4
     assert len({ids_of(train) for _, train, _ in seen}) == 1  # the same rows
     assert len(seen) == 8
-    monkeypatch.setattr(peft, "fit", None)  # a finished study trains nothing
+    monkeypatch.setattr(runs, "fit", None)  # a finished study trains nothing
     assert peft.measure(tmp_path, "reviews", ("tiny",), 64, (0, 1), (1, 8), 30, 32, False) == lines
 
 

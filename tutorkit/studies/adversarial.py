@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from tutorkit.models import LoadedModel, load_model
 from tutorkit.objectives import classification
 from tutorkit.probes import Pair, contrast_pairs
 from tutorkit.robustness import Predict, both_right, predictor, robustness
+from tutorkit.studies.runs import train_run
 from tutorkit.studies.shelf import complete, digits, numbers, open_folder
 from tutorkit.substitution import synonym_table
-from tutorkit.training import TrainConfig, fit
 
 CHEAP = ("tfidf_unigrams", "nb_trigrams")
 OBJECTIVES = {"plain": classification, "plain_longer": classification, "fgm": FGM(),
@@ -108,12 +107,7 @@ def score(dataset: str, model: str, test_size: int, max_length: int, key: dict) 
 
 def _train(loaded: LoadedModel, rows: Any, max_length: int, key: dict) -> dict:
     train = SentimentDataset(rows["text"], rows["label"], loaded.tokenizer, max_length)
-    config = TrainConfig(epochs=key["epochs"], batch_size=key["batch_size"], seed=key["seed"],
-                         learning_rate=key["learning_rate"], patience=None)  # fmt: skip
-    cpu = time.process_time()
-    state = fit(loaded.model, train, None, config, objective=OBJECTIVES[key["method"]])
-    return {"steps": state.step, "tokens": state.tokens, "train_s": round(state.seconds, 1),
-            "cpu_s": round(time.process_time() - cpu, 1)}  # fmt: skip
+    return train_run(loaded.model, train, key, OBJECTIVES[key["method"]])
 
 
 def _measured(predict: Predict, rows: Any, correct: dict[str, np.ndarray]) -> dict[str, dict]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,9 @@ from tutorkit.models import (
 )
 from tutorkit.objectives import classification
 from tutorkit.students import bag_student, transformer_student
+from tutorkit.studies.runs import train_run
 from tutorkit.studies.shelf import complete, digits, numbers, open_folder
-from tutorkit.training import TrainConfig, evaluate, fit
+from tutorkit.training import evaluate
 
 STUDENTS = {
     "2 layers": functools.partial(transformer_student, layers=2),
@@ -180,8 +180,6 @@ def _train(
 ) -> dict:
     """Train a student in place; its teacher's logits are read from the folder where they are."""
     train = SentimentDataset(rows["text"], rows["label"], student.tokenizer, lengths.trained)
-    config = TrainConfig(epochs=key["epochs"], batch_size=key["batch_size"], seed=key["seed"],
-                         learning_rate=key["learning_rate"], patience=None)  # fmt: skip
     model, objective = student.model, classification
     if key["taught"] != "alone":
         said = teacher_logits(teacher, rows["text"], lengths.read, cache=folder / "teacher")
@@ -189,10 +187,7 @@ def _train(
     if key["taught"] == "soft targets and layers":
         model = MatchedStudent(student, teacher)
         objective = LayerMatching(model, targets=objective)
-    cpu = time.process_time()
-    state = fit(model, train, None, config, objective=objective)
-    return {"steps": state.step, "tokens": state.tokens, "train_s": round(state.seconds, 1),
-            "cpu_s": round(time.process_time() - cpu, 1)}  # fmt: skip
+    return train_run(model, train, key, objective)
 
 
 def _result(predictions: np.ndarray, expected: np.ndarray, answer: Any) -> dict:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from tutorkit.data import SentimentDataset, take_rows
 from tutorkit.low_rank import AdaLoraBudget, AdaLoraObjective, ranks
 from tutorkit.models import count_parameters, load_model
 from tutorkit.objectives import classification
+from tutorkit.studies.runs import train_run
 from tutorkit.studies.shelf import complete, digits, numbers, open_folder
-from tutorkit.training import TrainConfig, evaluate, fit
+from tutorkit.training import evaluate
 
 CHEAP = tuple(name for name in baselines.BASELINES if name != "majority")
 # Learning rates: of those tried, the ones with the lowest loss on validation rows (`TRIED`).
@@ -130,18 +130,14 @@ def score(dataset: str, split: str, size: int, max_length: int, key: dict) -> di
     adapters.prepare(loaded, key["method"], key["seed"], **key["settings"])
     train, wanted = (SentimentDataset(part["text"], part["label"], loaded.tokenizer, max_length)
                      for part in (rows, answer))  # fmt: skip
-    config = TrainConfig(epochs=key["epochs"], batch_size=key["batch_size"], seed=key["seed"],
-                         learning_rate=key["learning_rate"], patience=None)  # fmt: skip
     adaptive = key["method"] == "adalora"
     parameters, trained = count_parameters(loaded.model)
-    before, cpu = machine.peak_rss_mb(), time.process_time()
-    state = fit(loaded.model, train, None, config,
-                callbacks=[AdaLoraBudget(loaded.model)] if adaptive else [],
-                objective=AdaLoraObjective() if adaptive else classification)  # fmt: skip
-    line = {"steps": state.step, "tokens": state.tokens, "train_s": round(state.seconds, 1),
-            "cpu_s": round(time.process_time() - cpu, 1), "start_rss_mb": round(before),
-            "peak_rss_mb": round(machine.peak_rss_mb()),
-            "n_parameters": parameters, "n_trained": trained}  # fmt: skip
+    before = machine.peak_rss_mb()
+    line = train_run(loaded.model, train, key,
+                     AdaLoraObjective() if adaptive else classification,
+                     [AdaLoraBudget(loaded.model)] if adaptive else [])  # fmt: skip
+    line |= {"start_rss_mb": round(before), "peak_rss_mb": round(machine.peak_rss_mb()),
+             "n_parameters": parameters, "n_trained": trained}  # fmt: skip
     if adaptive:
         line["ranks"] = ranks(loaded.model)
     found = evaluate(loaded.model, wanted)
