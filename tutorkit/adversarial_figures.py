@@ -21,10 +21,9 @@ from torch import Tensor
 
 from tutorkit.losses import cross_entropy, cross_entropy_grad, fgm_perturbation, pgd_perturbation
 from tutorkit.metrics import accuracy_interval, paired_test
-from tutorkit.plots import BLUE, GREY, INK, SKY, VERMILLION, styled_figure
+from tutorkit.plots import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, styled_figure
 from tutorkit.widgets import Control, Drawing
 
-GREEN, ORANGE = "#009E73", "#E69F00"  # Okabe & Ito's bluish green and orange
 # What a method is called, its colour, and its mark.
 LOOKS = {
     "plain": ("plain", INK, "o"),

@@ -18,14 +18,13 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from tutorkit.metrics import accuracy_interval, mean_interval, paired_test
-from tutorkit.plots import BLUE, GREY, INK, SKY, VERMILLION, styled_figure
+from tutorkit.plots import BLUE, GREEN, GREY, INK, SKY, VERMILLION, styled_figure
 from tutorkit.widgets import Control, Drawing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Logits = np.ndarray | torch.Tensor  # (N, C)
-GREEN = "#009E73"  # Okabe & Ito's bluish green
 ALONE = "alone"
 # By how a student was taught: colour and mark.
 LOOKS = {

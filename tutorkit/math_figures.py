@@ -16,10 +16,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from tutorkit import math_data
-from tutorkit.plots import BLUE, GREY, INK, SKY, VERMILLION
+from tutorkit.plots import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION
 from tutorkit.widgets import Control, Drawing
-
-ORANGE, GREEN = "#E69F00", "#009E73"  # Okabe & Ito's, as those of plots.py
 
 # In front of axes and ticks, as in a redraw, so that the static figure is the same picture.
 MOVING = {"animated": True, "zorder": 3}

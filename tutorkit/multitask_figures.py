@@ -17,18 +17,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tutorkit.metrics import mean_interval
 from tutorkit.multitask_data import rows_each
-from tutorkit.plots import BLUE, GREY, INK, SKY, VERMILLION, styled_figure
+from tutorkit.plots import BLUE, GREEN, GREY, INK, PURPLE, SKY, VERMILLION, styled_figure
 from tutorkit.widgets import Control, Drawing
 
-GREEN, PINK = "#009E73", "#CC79A7"  # Okabe & Ito's bluish green and reddish purple
-COLOURS = (BLUE, VERMILLION, GREEN, PINK, SKY, INK)  # of tasks, in their order
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, INK)  # of tasks, in their order
 MARKERS = "oDs^vP"
 # What a setting of the record is called, its colour, line and marker.
 LOOKS = {
     "single": ("a model for each domain", INK, "-", "o"),
     "joint": ("one encoder, a head for each", BLUE, "-", "s"),
     "pooled": ("one head for all domains", GREEN, "-", "^"),
-    "joint+domain": ("one head, and one for the domain", PINK, "-", "v"),
+    "joint+domain": ("one head, and one for the domain", PURPLE, "-", "v"),
     "joint+rating": ("one head, and one for the rating", VERMILLION, "-", "D"),
     "nb_trigrams": ("counting word triples", GREY, "--", ""),
 }  # fmt: skip

@@ -19,10 +19,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from torch import Tensor
 
 from tutorkit.metrics import mean_interval, paired_test
-from tutorkit.plots import BLUE, GREY, INK, SKY, VERMILLION, styled_figure
+from tutorkit.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, styled_figure
 from tutorkit.widgets import Control, Drawing
 
-GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"  # Okabe & Ito's
 # What a method is called, its colour and its mark.
 LOOKS = {
     "full": ("all weights", INK, "s"),

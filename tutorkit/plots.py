@@ -24,6 +24,7 @@ WIDTH = 7.0  # inches: the text width of a notebook
 
 # Okabe & Ito (2008), "Color Universal Design": told apart with any kind of colour vision.
 BLUE, SKY, VERMILLION = "#0072B2", "#56B4E9", "#D55E00"
+GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"
 GREY, INK = "#6B6B6B", "#222222"
 
 STYLE: dict[str, Any] = {

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from tutorkit.metrics import mean_interval
-from tutorkit.plots import BLUE, GREY, INK, SKY, VERMILLION, styled_figure
+from tutorkit.plots import BLUE, GREEN, GREY, INK, SKY, VERMILLION, styled_figure
 from tutorkit.transfer import STRATEGIES
 
-GREEN = "#009E73"  # Okabe & Ito's bluish green
 # What a line is called, its colour, and the style of its line.
 LOOKS = {
     "everything": (STRATEGIES["everything"].title, BLUE, "-", "o"),
