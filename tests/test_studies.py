@@ -158,6 +158,19 @@ def test_adversarial_lines(tmp_path, seen, monkeypatch):
         assert clean[:20].mean() == line["measured"]["typos 10%"]["clean"]
 
 
+def test_a_text_that_was_asked_is_not_read_again():
+    read = []
+
+    def predict(texts):
+        read.extend(texts)
+        return np.array([[len(text), 0.5] for text in texts])
+
+    ask = adversarial._remembering(predict)
+    assert ask(["bb", "a", "bb"]).tolist() == [[2, 0.5], [1, 0.5], [2, 0.5]]
+    assert ask(["ccc", "a"]).tolist() == [[3, 0.5], [1, 0.5]]
+    assert ask(["a"]).tolist() == [[1, 0.5]] and read == ["bb", "a", "ccc"]
+
+
 def test_students_lines(tmp_path, seen):
     folder = tmp_path / "teacher"
     save_model(load_model("tiny"), folder, "# A model card\n")

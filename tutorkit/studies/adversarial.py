@@ -31,12 +31,12 @@ from tutorkit.substitution import synonym_table
 CHEAP = ("tfidf_unigrams", "nb_trigrams")
 OBJECTIVES = {"plain": classification, "plain_longer": classification, "fgm": FGM(),
               "freelb": FreeLB()}  # fmt: skip
-NOISY_ROWS, ATTACKED_ROWS = 2000, 100  # of the test rows, for what reads them again and again
+NOISY_ROWS, ATTACKED_ROWS = 1000, 100  # of the test rows, for what reads them again and again
 
 
 def measure(
     folder: str | Path, dataset: str = "imdb", model: str = "minilm", n: int = 4000,
-    seeds: Sequence[int] = (0, 1, 2), learning_rate: float = 2e-4, test_size: int = 10_000,
+    seeds: Sequence[int] = (0, 1, 2), learning_rate: float = 1e-4, test_size: int = 10_000,
     max_length: int = 128, own_process: bool = True,
 ) -> list[dict]:
     """Train with every objective and seed, and score each model once.
@@ -97,7 +97,7 @@ def score(dataset: str, model: str, test_size: int, max_length: int, key: dict) 
     else:
         loaded = load_model(model, seed=key["seed"])
         line = _train(loaded, rows, max_length, key)
-        predict = predictor(loaded, max_length)
+        predict = _remembering(predictor(loaded, max_length))
     right = predict(list(test["text"])).argmax(axis=1) == np.asarray(test["label"])
     correct = {"clean": right}
     measured = _measured(predict, test.select(range(min(NOISY_ROWS, len(test)))), correct)
@@ -150,6 +150,19 @@ def _counted(name: str, rows: Any, seed: int, texts: list[str]) -> np.ndarray:
     return baselines.BASELINES[name](list(rows["text"]), np.asarray(rows["label"]), texts, seed)
 
 
+def _remembering(predict: Predict) -> Predict:
+    """The same, but a text that was asked before is not read again: rows and edits come twice."""
+    known: dict[str, np.ndarray] = {}
+
+    def answer(texts: list[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, predict(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return answer
+
+
 def _settings(method: str) -> dict:
     objective = OBJECTIVES[method]
     return dict(vars(objective)) if objective is not classification else {}
@@ -164,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="minilm", help="a pretrained model")
     parser.add_argument("--n", type=int, default=4000, help="training rows")
     parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), help="such as 0,1,2")
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4,
+                        help="of all runs; `studies.peft` chose 1e-4 for all weights of minilm")
     parser.add_argument("--test-size", type=int, default=10_000, help="test rows at most")
     given = parser.parse_args(argv)
     measure(given.folder, given.dataset, given.model, given.n, given.seeds, given.learning_rate,
