@@ -23,7 +23,7 @@ test: $(READY)  ## ruff, pytest (with papermill on the report), strict nbval, le
 		summary+="$$name: $$result in $$((SECONDS - start)) s"$$'\n'; \
 	}; \
 	stage "ruff" $(PY) -m ruff check .; \
-	stage "pytest" $(PY) -m pytest; \
+	stage "pytest" env OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile; \
 	stage "nbval" $(PY) tests/lessons.py notebooks/*.ipynb; \
 	found=0; chromium=$$($(PY) tests/e2e/chromium.py --install) || found=$$?; \
 	if [ $$found = 3 ]; then \

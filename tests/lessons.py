@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tutorkit import lesson_times
@@ -33,7 +35,12 @@ NBVAL = [
 ]
 
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+TOGETHER = 2  # lessons at a time, where there are as many cores
+
+
+def threads(number: int) -> dict[str, str]:
+    """The environment that gives a process so many threads to compute with."""
+    return {"OMP_NUM_THREADS": str(number), "MKL_NUM_THREADS": str(number)}
 
 
 def run(
@@ -53,15 +60,20 @@ def run(
     # The stored outputs are such a reader's.
     environment = reader_environment(runs) | (changes or {})
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *NBVAL, str(notebook)], env=environment)
-    if not hasattr(os, "wait4"):  # Windows
-        return process.wait(), time.perf_counter() - start, None
-    # The usage of a process counts in the children that it waited for.
-    _, status, usage = os.wait4(process.pid, 0)
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on Linux
-    code = os.waitstatus_to_exitcode(status)
-    process.returncode = code  # or Popen would wait for it again
-    return code, time.perf_counter() - start, usage.ru_maxrss / unit
+    command = [sys.executable, *NBVAL, str(notebook)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        peak = None
+        if hasattr(os, "wait4"):  # not on Windows
+            # The usage of a process counts in the children that it waited for.
+            _, status, usage = os.wait4(process.pid, 0)
+            unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on Linux
+            process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait again
+            peak = usage.ru_maxrss / unit
+        code, seconds = process.wait(), time.perf_counter() - start
+        said.seek(0)
+        print(said.read(), end="", flush=True)  # in one piece: two lessons may run
+    return code, seconds, peak
 
 
 def yardsticks(changes: dict[str, str]) -> dict[str, float]:
@@ -107,28 +119,33 @@ def main(arguments: list[str]) -> int:
     wanted = parser.parse_args(arguments)
     lines, failed, found, one_thread = [], False, {}, {}
     if wanted.record:
-        before, single = yardsticks({}), yardsticks(ONE_THREAD)
+        before, single = yardsticks({}), yardsticks(threads(1))
         try:  # before the long part
             lesson_times.training_part(0.0, 0.0, before["step_s"], single["step_s"])
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
     with tempfile.TemporaryDirectory(prefix=RUNS_PREFIX) as runs:
-        for path in wanted.paths:
-            code, seconds, peak = run(path, runs)
+        cores = os.cpu_count() or 1
+        together = 1 if wanted.record or cores < TOGETHER else TOGETHER
+        share = {} if together == 1 else threads(cores // together)
+        with ThreadPoolExecutor(together) as pool:
+            results = pool.map(partial(run, runs=runs, changes=share), wanted.paths)
+        for path, (code, seconds, peak) in zip(wanted.paths, results, strict=True):
             wrong = [] if code == 0 else ["FAILED"]
             if peak is not None and peak > MOST_GIB:
                 wrong.append(f"MORE THAN {MOST_GIB} GiB")
             memory = "" if peak is None else f", peak {peak:.2f} GiB"
             found[path.stem] = {"seconds": round(seconds, 1), "peak_gib": peak and round(peak, 2)}
             if wanted.record:
-                code, one_thread[path.stem], _ = run(path, runs, ONE_THREAD)
+                code, one_thread[path.stem], _ = run(path, runs, threads(1))
                 wrong += ["FAILED ON ONE THREAD"] if code else []
             lines.append(f"  {path.stem}: {seconds:.0f} s{memory}{''.join(f' {w}' for w in wrong)}")
             failed |= bool(wrong)
     if wanted.record:
         lines.append("nothing recorded" if failed else record(found, one_thread, before, single))
-    print("\n".join(["lessons, each in a process of its own:", *lines]))
+    at_a_time = f", {together} at a time" if together > 1 else ""
+    print("\n".join([f"lessons, each in a process of its own{at_a_time}:", *lines]))
     return int(failed)
 
 

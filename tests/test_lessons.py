@@ -103,11 +103,27 @@ def test_a_failed_lesson_is_not_recorded(
     assert not recorded.exists()
 
 
-def test_a_lesson_runs_on_one_thread_when_told(tmp_path: Path) -> None:
-    source = "import os\nprint(os.environ.get('OMP_NUM_THREADS'))"
-    path = Path(notebook(tmp_path, "1\n"))
+def counting(folder: Path, shown: str) -> str:
+    """A notebook that prints the threads it was given, with `shown` stored as its output."""
+    folder.mkdir(exist_ok=True)
+    path = notebook(folder, shown)
     stored = nbformat.read(path, as_version=4)
-    stored.cells[0].source = source
+    stored.cells[0].source = "import os\nprint(os.environ.get('OMP_NUM_THREADS'))"
     nbformat.write(stored, path)
-    code, _, _ = lessons.run(path, str(tmp_path), lessons.ONE_THREAD)
+    return path
+
+
+def test_a_lesson_runs_on_one_thread_when_told(tmp_path: Path) -> None:
+    code, _, _ = lessons.run(Path(counting(tmp_path, "1\n")), str(tmp_path), lessons.threads(1))
     assert code == 0
+
+
+def test_two_lessons_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lessons.os, "cpu_count", lambda: 6)
+    paths = [counting(tmp_path / name, shown) for name, shown in (("a", "3\n"), ("b", "6\n"))]
+    assert lessons.main(paths) == 1
+    head, right, wrong = capfd.readouterr().out.strip().split("\n")[-3:]
+    assert head.endswith("2 at a time:")
+    assert "FAILED" not in right and wrong.endswith("FAILED")

@@ -114,7 +114,8 @@ def test_several_domains():
 
 
 def test_rendering_writes_between_the_marks(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "TABLES", {"toy": ("a record", lambda record: f"<{record}>\n")})
+    make = "<{}>\n".format
+    monkeypatch.setattr(tables, "TABLES", {"absent": ("b", make), "toy": ("a record", make)})
     monkeypatch.setattr(tables, "stored", lambda name: name)
     path = tmp_path / "x.md"
     path.write_text("before\n<!-- toy:start -->\nold\n<!-- toy:end -->\nafter\n")
@@ -122,6 +123,9 @@ def test_rendering_writes_between_the_marks(tmp_path, monkeypatch):
     assert path.read_text() == (
         "before\n<!-- toy:start -->\n\n<a record>\n\n<!-- toy:end -->\nafter\n"
     )
+    path.write_text("no mark\n")
+    with pytest.raises(ValueError, match="such as <!-- absent:start -->, found none"):
+        tables.render(path)
 
 
 @pytest.mark.parametrize("mark", [mark for mark in TABLES if f"<!-- {mark}:start -->" in README])

@@ -138,10 +138,19 @@ def differences(lines: Sequence[Mapping], rivals: Sequence[Mapping]) -> str:
 
 
 def render(path: str | Path) -> None:
-    """Write the tables of the stored studies into a document that has their marks."""
+    """Write the tables of the stored studies into a document, between those marks that it has.
+
+    Raises:
+        ValueError: it has none of them.
+    """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
-    for mark, (name, make) in TABLES.items():
+    marks = [mark for mark in TABLES if f"<!-- {mark}:start -->" in text]
+    if not marks:
+        raise ValueError(f"{path}: expected marks such as <!-- {next(iter(TABLES))}:start -->, "
+                         "found none: write the pair of lines where a table is to stand")
+    for mark in marks:
+        name, make = TABLES[mark]
         text = between_marks(text, mark, f"\n{make(stored(name))}", str(path))
     path.write_text(text, encoding="utf-8")
 
