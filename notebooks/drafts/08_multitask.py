@@ -14,7 +14,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Several tasks: one body, several heads
 #
 # A review can be asked more than one thing: is it for or against the film, what does it speak of,
@@ -570,7 +569,9 @@ print("test rows:", {figures.DOMAINS[name]: about["settings"]["n_test"][name] fo
 
 # %% [markdown]
 # The settings were not chosen for any of the ways: they are those of
-# [`06_transfer`](06_transfer.ipynb), found on another data set. A seed decides which sentences are
+# [`06_transfer`](06_transfer.ipynb), found on another data set and for one task. The joint encoder
+# takes the steps of the four single ones together at that rate, so it moves further from the
+# pretrained weights: this too is part of what is compared. A seed decides which sentences are
 # drawn, the heads' first weights and the order of rows; all ways share the draws and the test rows.
 
 # %%
