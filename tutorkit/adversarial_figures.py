@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tutorkit.losses import cross_entropy, cross_entropy_grad, fgm_perturbation, pgd_perturbation
-from tutorkit.metrics import accuracy_interval, paired_test
+from tutorkit.metrics import accuracy_interval
 from tutorkit.plots import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, styled_figure
+from tutorkit.studies import compare
 from tutorkit.widgets import Control, Drawing
 
 # What a method is called, its colour, and its mark.
@@ -318,22 +319,17 @@ def paired(
         ValueError: no runs of one of the two, or none with a common seed.
     """
     mine, others = runs(lines, method), runs(lines, rival)
-    if len(mine) == 1 or len(others) == 1:
-        pairs = [(a, b) for a in mine for b in others]
-    else:
-        of = {line["seed"]: line for line in others}
-        pairs = [(line, of[line["seed"]]) for line in mine if line["seed"] in of]
-    if not pairs:
+    any_seed = 1 in (len(mine), len(others))
+    if not compare.pairs(mine, others, any_seed):
         raise ValueError(
             f"expected runs of {method!r} and {rival!r} with the same seed, found none"
         )
-    both = [(answers(a, measurement), answers(b, measurement)) for a, b in pairs]
-    return [paired_test(a, b) for a, b in both if a is not None and b is not None]
+    return compare.paired_tests(mine, others, lambda line: answers(line, measurement), any_seed)
 
 
 def resolved(tests: Sequence[Mapping]) -> int:
     """1 or -1 where every seed's test shows the same sign; 0: not resolved."""
-    signs = {int(np.sign(test["difference"])) if test["resolved"] else 0 for test in tests}
+    signs = {compare.verdict(test) for test in tests}
     return signs.pop() if len(signs) == 1 else 0
 
 

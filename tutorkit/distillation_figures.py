@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from tutorkit.metrics import accuracy_interval, mean_interval, paired_test
+from tutorkit.metrics import accuracy_interval, mean_interval
 from tutorkit.plots import BLUE, GREEN, GREY, INK, SKY, VERMILLION, styled_figure
+from tutorkit.studies import compare
 from tutorkit.widgets import Control, Drawing
 
 if TYPE_CHECKING:
@@ -237,20 +238,19 @@ def errors_figure(steps: Sequence[int], errors: Mapping[str, Sequence[float]]) -
 # --- what is gained -----------------------------------------------------------------------------
 
 
-def results(lines: Sequence[Mapping], student: str, taught: str | None) -> dict[int, Mapping]:
-    """The lines of a student that was taught in a way, by seed; `taught` None: whatever it says.
+def results(lines: Sequence[Mapping], student: str, taught: str | None) -> list[Mapping]:
+    """The lines of a student that was taught in a way, seeds in order; `taught` None: any way.
 
     Raises:
         ValueError: there are none.
     """
-    found = {line.get("seed", 0): line for line in lines
-             if line["student"] == student and "accuracy" in line
-             and (taught is None or line.get("taught") == taught)}  # fmt: skip
+    found = [line for line in lines if line["student"] == student and "accuracy" in line
+             and (taught is None or line.get("taught") == taught)]  # fmt: skip
     if not found:
         known = sorted({f"{line['student']}, {line.get('taught')}" for line in lines
                         if "accuracy" in line})  # fmt: skip
         raise ValueError(f"expected results of {student!r}, taught {taught!r}, found {known}")
-    return dict(sorted(found.items()))
+    return sorted(found, key=lambda line: line["seed"])
 
 
 def ways(lines: Sequence[Mapping]) -> list[tuple[str, str]]:
@@ -263,23 +263,24 @@ def ways(lines: Sequence[Mapping]) -> list[tuple[str, str]]:
 
 def gains(
     lines: Sequence[Mapping], student: str, taught: str, key: str = "accuracy"
-) -> dict[int, float]:
-    """What a taught student has more than the same student alone, seed by seed: {seed: difference}.
+) -> list[float]:
+    """What a taught student has more than the same student alone, seed by seed.
 
     Raises:
         ValueError: no seed has both.
     """
     mine, alone = results(lines, student, taught), results(lines, student, ALONE)
-    found = {seed: line[key] - alone[seed][key] for seed, line in mine.items() if seed in alone}
+    found = compare.differences(mine, alone, key)
     if not found:
+        seeds = [[line["seed"] for line in each] for each in (mine, alone)]
         raise ValueError(f"{student}: expected a seed with both {taught!r} and {ALONE!r}, found "
-                         f"{sorted(mine)} and {sorted(alone)}")
+                         f"{seeds[0]} and {seeds[1]}")
     return found
 
 
 def paired_tests(
     lines: Sequence[Mapping], test_labels: str, student: str, taught: str
-) -> dict[int, dict]:
+) -> list[dict]:
     """A paired test of each seed on the test rows: the taught student against the one alone.
 
     Args:
@@ -288,12 +289,8 @@ def paired_tests(
         student: whose.
         taught: how.
     """
-    mine, alone = results(lines, student, taught), results(lines, student, ALONE)
-    labels = np.array(list(test_labels))
-    correct = [{seed: np.array(list(line["predictions"])) == labels for seed, line in each.items()}
-               for each in (mine, alone)]  # fmt: skip
-    return {seed: paired_test(right, correct[1][seed])
-            for seed, right in correct[0].items() if seed in alone}  # fmt: skip
+    return compare.paired_tests(results(lines, student, taught), results(lines, student, ALONE),
+                                compare.answers_of(test_labels))
 
 
 def gain_table(lines: Sequence[Mapping], test_labels: str) -> pd.DataFrame:
@@ -308,14 +305,13 @@ def gain_table(lines: Sequence[Mapping], test_labels: str) -> pd.DataFrame:
     for student, taught in ways(lines):
         if taught == ALONE:
             continue
-        values = 100 * np.array(list(gains(lines, student, taught).values()))
+        values = 100 * np.array(gains(lines, student, taught))
         # Student's t of two runs is 12.7: an interval that says nothing.
         low, high = mean_interval(values) if len(values) > 2 else (np.nan, np.nan)
-        single = paired_tests(lines, test_labels, student, taught).values()
-        signs = {np.sign(test["difference"]) for test in single if test["resolved"]}
-        alike = len(signs) == 1 and all(test["resolved"] for test in single)
+        single = paired_tests(lines, test_labels, student, taught)
+        alike = {compare.verdict(test) for test in single} in ({1}, {-1})
         resolved = not low <= 0 <= high if len(values) > 2 else alike
-        same = np.mean(list(gains(lines, student, taught, "agreement").values()))
+        same = np.mean(gains(lines, student, taught, "agreement"))
         rows.append({
             "student": student, "taught": taught, "seeds": len(values), "points": values.mean(),
             "95 % from": low, "to": high, "resolved": "yes" if resolved else "no",
@@ -343,11 +339,11 @@ def gain_figure(lines: Sequence[Mapping], test_labels: str) -> Figure:
             colour, mark = LOOKS[taught]
             found = paired_tests(lines, test_labels, student, taught)
             shifts = np.linspace(-0.22, 0.22, len(found)) if len(found) > 1 else [0.0]
-            for shift, test in zip(shifts, found.values(), strict=True):
+            for shift, test in zip(shifts, found, strict=True):
                 axes.plot([100 * end for end in test["difference_ci95"]], [place + shift] * 2,
                           color=colour, linewidth=1)  # fmt: skip
                 axes.plot(100 * test["difference"], place + shift, "|", color=colour, markersize=6)
-            mean = 100 * np.mean([test["difference"] for test in found.values()])
+            mean = 100 * np.mean([test["difference"] for test in found])
             axes.plot(mean, place, mark, color=colour, markersize=8, markeredgecolor="white")
         names = [f"{student}: {taught}" for student, taught in taught_ways]
         axes.set_yticks(range(len(names)), names)
@@ -375,14 +371,14 @@ def worth_table(lines: Sequence[Mapping], max_length: int) -> pd.DataFrame:
     """
     import pandas as pd
 
-    (teacher,) = results(lines, TEACHER, None).values()
+    (teacher,) = results(lines, TEACHER, None)
     times = {line["student"]: line["latency"] for line in lines
              if "latency" in line and line.get("max_length", max_length) == max_length}  # fmt: skip
     others = dict.fromkeys(line["student"] for line in lines if "accuracy" in line
                            and not line.get("taught") and line["student"] != TEACHER)  # fmt: skip
     rows = []
     for student, taught in [(TEACHER, None), *ways(lines), *((name, None) for name in others)]:
-        mine = list(results(lines, student, taught).values())
+        mine = results(lines, student, taught)
         time, own = times.get(TEACHER, {}), times.get(student, {})
         accuracy = float(np.mean([line["accuracy"] for line in mine]))
         agrees = [line["agreement"] for line in mine if line.get("agreement") is not None]
@@ -428,7 +424,7 @@ def worth_figure(
             time.plot(row["median_ms"], place, mark, **style)
             time.plot(row["p95_ms"], place, "|", color=colour, markersize=7)
             right.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=1.4)
-            mine = results(lines, row["student"], row["taught"] or None).values()
+            mine = results(lines, row["student"], row["taught"] or None)
             for axes, key in ((right, "accuracy"), (same, "agreement")):
                 axes.plot(row[key], place, mark, **style)
                 if len(mine) > 1:

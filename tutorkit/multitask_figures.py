@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from tutorkit.metrics import mean_interval
 from tutorkit.multitask_data import rows_each
 from tutorkit.plots import BLUE, GREEN, GREY, INK, PURPLE, SKY, VERMILLION, styled_figure
+from tutorkit.studies import compare
 from tutorkit.widgets import Control, Drawing
 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, INK)  # of tasks, in their order
@@ -61,18 +62,13 @@ def differences(
 ) -> dict[int, list[float]]:
     """A setting minus a rival in one domain, seed by seed: {n: [difference, …]}.
 
-    Both of a pair learned from the same rows of the domain and answered the same test rows, so what
-    made a draw lucky for both cancels.
-
     Raises:
         ValueError: no budget and seed has both.
     """
-    of = {(line["setting"], line["n"], line["seed"]): line[key] for line in lines
-          if line.get("domain") == domain and key in line}  # fmt: skip
-    found: dict[int, list[float]] = {}
-    for (name, n, seed), value in sorted(of.items()):
-        if name == setting and (rival, n, seed) in of:
-            found.setdefault(n, []).append(value - of[rival, n, seed])
+    of = [[line for line in lines
+           if (line["setting"], line.get("domain")) == (name, domain) and key in line]
+          for name in (setting, rival)]  # fmt: skip
+    found = compare.differences_by_budget(*of, key)
     if not found:
         raise ValueError(f"expected results of {setting!r} and {rival!r} in {domain!r} at the same "
                          f"budget and seed, found {_settings(lines)}")

@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from tutorkit.metrics import mean_interval, paired_test
+from tutorkit.metrics import mean_interval
 from tutorkit.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, styled_figure
+from tutorkit.studies import compare
 from tutorkit.widgets import Control, Drawing
 
 # What a method is called, its colour and its mark.
@@ -101,12 +102,11 @@ def differences(
     Raises:
         ValueError: no seed with both.
     """
-    of = [{line["seed"]: line["accuracy"] for line in chosen(lines, model, *which)}
-          for which in ((method, r), (rival, rival_r))]  # fmt: skip
-    seeds = sorted(of[0].keys() & of[1].keys())
-    if not seeds:
+    found = compare.differences(chosen(lines, model, method, r),
+                                chosen(lines, model, rival, rival_r))
+    if not found:
         raise ValueError(f"expected {method!r} and {rival!r} with the same seed, found none")
-    return [of[0][seed] - of[1][seed] for seed in seeds]
+    return found
 
 
 def resolved(
@@ -114,12 +114,10 @@ def resolved(
     r: int = USUAL_R, rival_r: int = USUAL_R,
 ) -> list[int]:  # fmt: skip
     """What the paired test of each seed says: 1 the method is better, -1 worse, 0 not resolved."""
-    right = [{line["seed"]: [p == y for p, y in zip(line["predictions"], test_labels, strict=True)]
-              for line in chosen(lines, model, *which)}
-             for which in ((method, r), (rival, rival_r))]  # fmt: skip
-    tests = [paired_test(right[0][seed], right[1][seed])
-             for seed in sorted(right[0].keys() & right[1].keys())]  # fmt: skip
-    return [int(np.sign(test["difference"])) if test["resolved"] else 0 for test in tests]
+    tests = compare.paired_tests(chosen(lines, model, method, r),
+                                 chosen(lines, model, rival, rival_r),
+                                 compare.answers_of(test_labels))  # fmt: skip
+    return [compare.verdict(test) for test in tests]
 
 
 # --- memory, low rank, budgets --------------------------------------------------------------------

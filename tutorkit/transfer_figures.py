@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from tutorkit.metrics import mean_interval
 from tutorkit.plots import BLUE, GREEN, GREY, INK, SKY, VERMILLION, styled_figure
+from tutorkit.studies import compare
 from tutorkit.transfer import STRATEGIES
 
 # What a line is called, its colour, and the style of its line.
@@ -58,14 +59,11 @@ def by_budget(lines: Sequence[Mapping], strategy: str, key: str = "accuracy") ->
 def differences(lines: Sequence[Mapping], strategy: str, rival: str) -> dict[int, list[float]]:
     """Accuracy of a strategy minus that of a rival, seed by seed: {n: [difference, …]}.
 
-    Both of a pair learned from the same rows and answered the same test rows, so what made a draw
-    lucky for both cancels.
+    Raises:
+        ValueError: no budget and seed has both.
     """
-    of = {(line["strategy"], line["n"], line["seed"]): line["accuracy"] for line in lines}
-    found: dict[int, list[float]] = {}
-    for (name, n, seed), accuracy in sorted(of.items()):
-        if name == strategy and (rival, n, seed) in of:
-            found.setdefault(n, []).append(accuracy - of[rival, n, seed])
+    of = [[line for line in lines if line["strategy"] == name] for name in (strategy, rival)]
+    found = compare.differences_by_budget(*of)
     if not found:
         raise ValueError(f"expected results of {strategy!r} and {rival!r} at the same budget and "
                          "seed, found none")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tutorkit.metrics import mean_interval
+from tutorkit.studies import compare
 from tutorkit.studies.shelf import Record, stored
 from tutorkit.tables import between_marks, markdown_table
 
@@ -131,10 +132,7 @@ def scores(lines: Sequence[Mapping], decimals: int = 3) -> str:
 
 def differences(lines: Sequence[Mapping], rivals: Sequence[Mapping]) -> str:
     """The mean difference in points, seed by seed, with its interval; a single run meets all."""
-    of = {line["seed"]: line["accuracy"] for line in lines}
-    pairs = [(of[r["seed"]] if len(of) > 1 else next(iter(of.values()))) - r["accuracy"]
-             for r in rivals if len(of) == 1 or r["seed"] in of]  # fmt: skip
-    return _points(np.array(pairs))
+    return _points(np.array(compare.differences(lines, rivals, any_seed=len(lines) == 1)))
 
 
 def render(path: str | Path) -> None:
