@@ -226,6 +226,16 @@ def domains(tmp_path_factory):
     return root
 
 
+def test_what_looking_costs_is_not_charged(monkeypatch):
+    clock, cpu = iter([0.0, 5.0, 10.0, 12.0]), iter([0.0, 1.0, 1.0, 4.0])
+    monkeypatch.setattr(multitask.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(multitask.time, "process_time", lambda: next(cpu))
+    seen, looked = [], multitask._Timed(lambda event, state: seen.append(event))
+    looked("step", None)
+    looked("end", None)
+    assert (seen, looked.seconds, looked.cpu_seconds) == (["step", "end"], 7.0, 4.0)
+
+
 def test_multitask_lines(tmp_path, domains, monkeypatch):
     monkeypatch.setenv("TUTORKIT_DATA", str(domains))
     lines = multitask.measure(tmp_path, "tiny", (16,), (0,), 10, 16, ("films", "shoes"), False)

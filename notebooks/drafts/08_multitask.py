@@ -184,9 +184,10 @@ first, second = (network.for_task(name).model.base_model.get_input_embeddings().
 print("two tasks' models hold the same encoder:", first.data_ptr() == second.data_ptr())
 
 # %% [markdown]
-# This is **hard sharing** (Caruana 1997). It saves memory, and reading: all questions about a text
-# cost one pass through the encoder. Whether it is also *better* is another question. Each task
-# moves the weights that the others use, for good or ill.
+# This is **hard sharing** (Caruana 1997). It saves memory. It can save reading too, since one pass
+# through the encoder gives the vector that all heads need. (Here a row is a text *and* a question,
+# so a text with three questions is read three times.) Whether it is also *better* is another
+# question. Each task moves the weights that the others use, for good or ill.
 #
 # ## 2. Whose turn is it?
 #
@@ -277,7 +278,7 @@ def best_constant(part):
     return -(share[share > 0] * np.log(share[share > 0])).sum()
 
 
-few_rows = [part(task, rows.select(range(60))) for task in tasks]
+few_rows = [part(task, rows.select(range(min(60, len(rows))))) for task in tasks]
 pd.DataFrame({each.task.name: {
     "loss": evaluate_task(network, each, precision="fp32")["loss"],
     "best constant": best_constant(each)} for each in few_rows}).T.round(2)  # fmt: skip
@@ -288,7 +289,7 @@ pd.DataFrame({each.task.name: {
 # is the largest, and so is the norm of its gradient with respect to the shared weights:
 
 # %%
-batches = {each.task.name: each.batch(range(16)) for each in few_rows}
+batches = {each.task.name: each.batch(range(min(16, len(each)))) for each in few_rows}
 _, _, norms = gradient_conflict(network, batches)
 for name, norm in zip(batches, norms, strict=True):
     print(f"{name:>9}: norm {norm:.1f}, {norm / norms.sum():.0%} of the three")
@@ -304,22 +305,25 @@ print(f"mean square of the labels: {(counted ** 2).mean():.2f},",
 #
 # ### Weights that are learned
 #
-# Kendall et al. (2018) let the model choose. With $s_k$ learned beside the other weights, and
-# $c_k = 1$ for a cross-entropy, $\frac12$ for a squared error
+# Kendall et al. (2018) let the model choose. Each task has a **log variance** $s_k$, learned beside
+# the other weights, and $c_k = 1$ for a cross-entropy, $\frac12$ for a squared error
 # ([`01_math`](01_math.ipynb), section 6, derives the gradients):
 #
-# $$L = \sum_k c_k\, e^{-s_k} L_k + \tfrac12 s_k \qquad\text{lowest at}\qquad s_k = \log 2 c_k L_k$$
+# $$L = \sum_k \frac{n_k}{n} \Big(c_k\, e^{-s_k} L_k + \tfrac12 s_k\Big)
+#   \qquad\text{lowest at}\qquad s_k = \log 2 c_k L_k$$
 #
 # There the weight of a task is $c_k e^{-s_k} = 1/(2L_k)$, for both kinds, and what is lowered is
-# $\sum_k \frac12 \log L_k$ plus a constant. Units no longer matter: they add a constant to the
-# logarithm. But the logarithm has no lowest value:
+# $\sum_k \frac{n_k}{n}\,\frac12 \log L_k$ plus a constant. Units no longer matter: they add a
+# constant to the logarithm. But the logarithm has no lowest value:
 
 # %%
 figures.optimum_figure([0.7, 0.1, 0.01])
 
 # %% [markdown]
 # A task that is learned by heart sends its training loss to 0 and its weight to infinity. To see
-# it, the `tiny` model, which trains in seconds, learns all three tasks on 24 reviews:
+# it, the `tiny` model, which trains in seconds, learns all three tasks on 24 reviews. (The $s_k$
+# learn at 100 times the learning rate: AdamW moves a number by about the learning rate a step, too
+# little for them.)
 
 # %% tags=["nbval-ignore-output"]
 small = load_model("tiny", seed=seed)
@@ -347,9 +351,9 @@ figures.weights_figure(steps, curves, {task.name: c[task.kind] * np.exp(-s[:, k]
                                        for k, task in enumerate(tasks)})  # fmt: skip
 
 # %% [markdown]
-# The weights follow $1/(2L_k)$ (dotted) with a delay. The task that is learned by heart first takes
-# over: the further its loss falls, the more it weighs, and as the norm of the whole gradient is
-# limited, little is left to the others. Nothing in this says that any task got better on new texts.
+# The weights follow $1/(2L_k)$ (dotted) with a delay. As a loss goes to 0 its weight grows without
+# end, and a step that matters little for new texts comes to count as much as one that matters.
+# Nothing in this says that any task got better on new texts.
 # Two remedies: stop early, by validation rows of each task; or keep the weights fixed. From here on
 # they are fixed.
 #
@@ -362,8 +366,8 @@ figures.weights_figure(steps, curves, {task.name: c[task.kind] * np.exp(-s[:, k]
 # the run stops early when the mean has not improved for four looks.
 
 # %% tags=["nbval-ignore-output"]
-tasks = [*tasks[:2], replace(tasks[2], weight=0.2)]
-joined = [task for task in tasks if task.name in together]
+weighted = [*tasks[:2], replace(tasks[2], weight=0.2)]
+joined = [task for task in weighted if task.name in together]
 train, validation = ([part(task, split) for task in joined] for split in (rows, looked_at))
 network = MultiTaskModel(loaded, joined, seed=seed)
 settings = TrainConfig(epochs=epochs, batch_size=16, learning_rate=learning_rate, patience=4,
@@ -380,9 +384,10 @@ figures.run_figure(recorded(state, "task_losses"), looks)
 # Above, the training losses. Below, the validation scores; the dotted line is at the best mean, and
 # a ring is round the best score of each task. The rings need not stand on the line. There is one
 # model, and it can't be in two places: a table that gives each task the score of its own ring
-# speaks of two models (exercise 6). `TaskValidation(…, keep_each=True)` does keep one for each,
-# where that is what you want. Few validation rows also make a rough choice: a step of the aspect's
-# curve may be one review.
+# speaks of two models (exercise 6). Where a model for each task is what you want, give `fit_tasks`
+# no validation rows and a callback, `TaskValidation(network, validation, every=…, keep_each=True)`
+# of `tutorkit.multitask_training`: its `own_best` holds them. Few validation rows also make a rough
+# choice: one review more moves the aspect's score by one part in as many as there are.
 
 # %% tags=["nbval-ignore-output"]
 print("best mean: step", figures.best_step(looks))
@@ -418,21 +423,23 @@ pd.DataFrame([tested(task, network) for task in joined], index=[task.name for ta
 
 # %% [markdown]
 # These are scores of different kinds: of two classes that are equally common, and of five that are
-# not. Their mean served to choose a step. As a result it would mean nothing.
+# not. Their mean served to choose a step. Reported as a result, it would say nothing.
 #
 # ## 5. One task against several, with few labels
 #
-# The aspect has few labelled reviews. Does it help it that the same encoder learns the sentiment of
-# many? To ask it, one thing may differ and all else should be equal. The single model below starts
-# from the same encoder, reads the same reviews with an aspect, each equally often, at the same
-# learning rate, and answers the same test reviews. Not everything can be made equal: the joint
-# model takes more steps, and each of the two keeps the step that *its* validation chose, the joint
-# one by a mean, the single one by the aspect alone. Whoever compares says what was chosen.
+# The aspect has few labelled reviews. Does it gain when the same encoder also learns the sentiment
+# of many? To ask it, one thing may differ and all else should be equal. The single model below
+# starts from the same encoder, has the same reviews with an aspect for as many epochs at most, and
+# the same learning rate, and answers the same test reviews. Not everything can be made equal: the
+# joint model takes more steps, with fewer rows of the aspect in each, either may stop early, and
+# each of the two keeps the step that *its* validation chose, the joint one by a mean, the single
+# one by the aspect alone. Whoever compares says what was chosen.
 
 # %% tags=["nbval-ignore-output"]
 own = [each for each in train if each.task.name == "aspect"]
 alone = MultiTaskModel(loaded, [own[0].task], seed=seed)
-by_itself = fit_tasks(alone, MultiTaskDataset(own), validation[1:2], settings)
+its_rows = [each for each in validation if each.task.name == "aspect"]
+by_itself = fit_tasks(alone, MultiTaskDataset(own), its_rows, settings)
 correct = {}
 for name, one, run in (("alone", alone, by_itself), ("joint", network, state)):
     found = evaluate(one.for_task("aspect").model, asked[1])
@@ -458,35 +465,40 @@ print(metrics.compare_sentence("alone", "joint", metrics.paired_test(*correct.va
 #
 # A small step $-\eta\, g_i$ for task $i$ changes task $j$'s loss by about
 # $-\eta\, g_i \cdot g_j$. Above 0 it lowers that too; below 0 the two **conflict** (Yu et al.
-# 2020). At right angles neither feels the other. In millions of dimensions two directions drawn at
-# random are nearly at right angles: $\cos\varphi$ has the standard deviation $1/\sqrt d$.
+# 2020). At right angles neither feels the other. Two directions drawn at random in $d$ dimensions
+# have a cosine of $0 \pm 1/\sqrt d$. At the start it is the heads that are random, each a direction
+# in the $H$ dimensions of a text's vector, so a cosine of about $1/\sqrt H$, or a few times that,
+# says nothing yet:
 
 # %%
-shared = size(network.encoder)
-print(f"two random directions in {shared:,} dimensions: cosine 0 ± {1 / math.sqrt(shared):.4f}")
+H = network.config.hidden_size
+print(f"two random heads in {H} dimensions: cosine 0 ± {1 / math.sqrt(H):.2f}")
 
 # %% [markdown]
 # To know what a cosine means, look at extremes too. Beside sentiment and aspect, two tasks made for
 # that: **again** has the labels of the sentiment, with a head of its own; **coin** has labels
-# tossed with a fair coin, so it can only be learned by heart. To be quick, only the last three
-# layers train, and the cosines are those of their weights.
+# shuffled at random, half of each, so it can only be learned by heart. To be quick, only the last
+# three layers train, and the cosines are those of their weights.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 some, more = rows.select(range(few)), rows.select(range(min(4 * few, len(rows))))
 texts, labels = asked_of(tasks[0], some)
 tossed = np.random.default_rng(seed).permutation(np.arange(few) % 2).tolist()
 made = [part(tasks[0], some), part(tasks[1], more)] + [
     TaskDataset(Task(name, names=["no", "yes"]), texts, each, loaded.tokenizer, max_length)
     for name, each in (("again", labels), ("coin", tossed))]  # fmt: skip
+print({each.task.name: len(each) for each in made})
+
+# %% tags=["nbval-ignore-output"]
 watched = MultiTaskModel(loaded, [each.task for each in made], seed=seed)
 set_trainable(watched, max(0, len(backbone_layers(watched)) - 3))
 batches = {each.task.name: each.batch(range(min(16, len(each)))) for each in made}
 start = gradient_conflict(watched, batches)
 recorder = ConflictRecorder(watched, batches, every=7)
 plain = TrainConfig(epochs=5, batch_size=16, learning_rate=3e-4, seed=seed)
-state = fit_tasks(watched, MultiTaskDataset(made), [], plain, callbacks=[recorder])
-conflict = recorded(state, "conflict")
-print([step for step, _ in conflict], f"{state.seconds:.0f} s")
+watched_run = fit_tasks(watched, MultiTaskDataset(made), [], plain, callbacks=[recorder])
+conflict = recorded(watched_run, "conflict")
+print([step for step, _ in conflict], f"{watched_run.seconds:.0f} s")
 
 # %% tags=["nbval-ignore-output"]
 pairs = [f"sentiment × {name}" for name in start.tasks[1:]]
@@ -498,7 +510,8 @@ figures.conflict_figure([0, *(step for step, _ in conflict)], curves)
 # At step 0 even the task with the same labels is nearly at right angles to the sentiment: the heads
 # are random, and a gradient reaches the encoder through its head. So a cosine at the start says
 # nothing about the tasks. Then the heads learn, and the two with equal labels come to pull the same
-# way. The coin stays near 0 or wanders below: what is learned by heart helps nobody.
+# way. The coin has nothing to do with the sentiment. Its cosine need not be 0, though: on 16 texts
+# random labels agree with the sentiment's a little more or a little less than half the time.
 #
 # Two cautions. These are gradients of a batch of training rows, which fall to noise as the rows are
 # learned. And conflict in a step is not harm in the end: a sum of opposing gradients may still be
@@ -508,7 +521,7 @@ figures.conflict_figure([0, *(step for step, _ in conflict)], curves)
 #
 # Many mistakes with several tasks do not stop anything. A head whose task has no rows keeps its
 # random weights and gives answers. Stars taken as class numbers train well and mean nothing. So the
-# data set looks, and says which task it is about:
+# data set looks, as do the task, the model and the training, and says which task it is about:
 
 # %%
 def attempt(make):
@@ -531,13 +544,14 @@ attempt(lambda: MultiTaskDataset([TaskDataset(tasks[0], texts, [1, 1], tokenizer
 # %%
 attempt(lambda: Task("stars", kind="regression", names=["1", "2", "3", "4", "5"]))
 attempt(lambda: MultiTaskModel(loaded, [tasks[0], tasks[0]]))
-attempt(lambda: MultiTaskModel(loaded, tasks, weighting="uncertainty"))
+attempt(lambda: MultiTaskModel(loaded, weighted, weighting="uncertainty"))
 attempt(lambda: fit_tasks(network, MultiTaskDataset(train[:1]), [], settings))
 attempt(lambda: evaluate_task(network, TaskDataset(Task("mood", names=["low", "high"]), texts,
                                                    [0, 1], tokenizer)))  # fmt: skip
 
 # %% [markdown]
-# The fourth is about a model that has a task more than the rows: its head would never train.
+# In the last cell, the fourth refuses rows that lack one of the model's tasks: its head would never
+# train.
 
 # %% [markdown]
 # ## 8. Where sharing helps, and where it hurts
@@ -555,7 +569,8 @@ attempt(lambda: evaluate_task(network, TaskDataset(Task("mood", names=["low", "h
 # | one head, and one for the domain | one | that one, and one that tells the domain |
 # | one head, and one for the rating | one | that one, and a regression on the human rating |
 #
-# All see each labelled sentence equally often. What it was made with:
+# The first three read each labelled sentence equally often. The last two read it twice as often,
+# once for each question. What it was made with:
 
 # %%
 record = studies.stored("multitask-snippets")
@@ -621,8 +636,7 @@ compared("pooled", "joint")
 # ### A second question about the same sentences
 #
 # Does it help to learn, besides, which domain a sentence is from, or how strongly twenty people
-# felt about it? Against the same model without that second task. These runs read every sentence
-# twice, once for each question, and take twice the steps.
+# felt about it? Against the same model without that second task. These runs take twice the steps.
 
 # %%
 compared("joint+domain", "pooled")
@@ -682,7 +696,9 @@ figures.conflict_figure(*figures.mean_cosines(lines, largest))
 # %% [markdown]
 # ### What it costs
 #
-# Minutes of one processor core for the training of all four domains:
+# Minutes of one processor core for the training of all four domains. Up to 512 rows a domain,
+# every run has the same number of steps (fewer rows are read more often), so the columns differ
+# little:
 
 # %%
 def minutes(setting, n):
@@ -706,8 +722,8 @@ pd.DataFrame({n: {figures.LOOKS[way][0]: minutes(way, n) for way in ways}
 #
 # ## Summary
 #
-# - Hard sharing: one encoder, a head a task. It saves memory and passes; that it is better has to
-#   be shown, task by task.
+# - Hard sharing: one encoder, a head a task. It saves memory and can save passes. That it is better
+#   has to be shown, task by task.
 # - Who is drawn how often is a setting. A temperature lifts small tasks and repeats their rows.
 # - A loss counts by its unit. Give losses of different kinds fixed weights, or learn them, and know
 #   that a learned weight grows without end as a training loss goes to 0.
@@ -792,15 +808,16 @@ lesson_08.joint_loss.check(joint_loss)
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3: learned weights
 #
-# **Goal**: compute the uncertainty-weighted loss, and the log variances at which it is lowest.
+# **Goal**: compute the loss with learned weights of section 3, here without the shares $n_k/n$ of
+# the rows, $\sum_k (c_k\, e^{-s_k} L_k + \frac12 s_k)$, and the $s_k$ at which it is lowest.
 #
 # **Difficulty**: ●●○ **Minutes**: 10
 #
 # **Signature**: `uncertainty(losses, log_variances, kinds)`: (K,), (K,), a list of K names →
 # ((), (K,))
 #
-# A kind is "classification" or "regression". Return the loss at the log variances given, and those
-# that would be best for these losses.
+# A kind is "classification", with $c_k = 1$, or "regression", with $c_k = \frac12$. Return the loss
+# at the log variances $s_k$ given, and those that would be best for these losses.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 def uncertainty(losses, log_variances, kinds):
@@ -890,8 +907,8 @@ lesson_08.gains.check(gains)
 #
 # A table of a joint model says: sentiment 0.91, aspect 0.78, count 0.60. The log shows that each
 # score was taken at the step at which that task's validation score was best. These were three
-# different steps. Nobody has a model with these three scores, and a single-task model, which is
-# chosen for its one task, was compared with them.
+# different steps. Nobody has a model with these three scores, yet they were printed as one model's,
+# beside single-task models that do exist.
 #
 # **Difficulty**: ●●○ **Minutes**: 10
 #
@@ -922,8 +939,8 @@ lesson_08.scores_of_one_model.check(scores_of_one_model)
 #
 # **Goal**: find the task that a mean hides.
 #
-# "Joint training improves the average over our tasks by a point." One task may have gained three
-# points and another lost two. Whoever needs the second one is badly advised.
+# "Joint training improves the average over our tasks by a point." One of two tasks may have gained
+# four points and the other lost two. Whoever needs the second one is badly advised.
 #
 # **Difficulty**: ●○○ **Minutes**: 10
 #

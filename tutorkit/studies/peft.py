@@ -40,8 +40,8 @@ TRIED = {
                "adapter": (1e-3, 3e-3), "lora": (1e-3, 2e-3, 5e-3),
                "adalora": (2e-3, 5e-3, 2e-2)},
     "smollm2": {"full": (2e-5, 5e-5, 1e-4, 2e-4), "head": (1e-3, 3e-3, 1e-2, 3e-2),
-                "adapter": (3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3),
-                "adalora": (1e-3, 3e-3, 1e-2)},
+                "adapter": (3e-4, 1e-3, 3e-3, 1e-2), "lora": (3e-4, 1e-3, 3e-3, 1e-2),
+                "adalora": (1e-3, 3e-3, 1e-2, 3e-2)},
 }  # fmt: skip
 CHOICE_SEED = 1000  # of the rows and runs that choose; no result uses it
 
