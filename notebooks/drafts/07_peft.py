@@ -123,7 +123,7 @@ def memory(loaded, texts=16):
     return {"weights": 4 * total, "gradients": 4 * trained, "AdamW's moments": 8 * trained,
             "activations": step.saved}
 
-
+# %%
 parts, trained_parts = {}, {}
 for method in methods:
     loaded = prepared(method)
@@ -143,9 +143,10 @@ needed.round(0).astype(int)
 #
 # $$\frac{\partial L}{\partial W} = G^\top x \qquad \frac{\partial L}{\partial x} = G\,W$$
 #
-# A frozen $W$ needs no first product, so its input $x$ is not kept, and that is all that is saved.
-# The second product is needed wherever something below trains. GELU, softmax and norms need what
-# they computed, frozen or not. Only where nothing below trains does the backward pass end: the last
+# A frozen $W$ needs no first product, so for it the input $x$ need not be kept. (Where LoRA stands
+# beside it, the gradient of $A$ needs the same $x$, and it is kept after all.) The second product
+# is needed wherever something below trains. GELU, softmax and norms need what they computed, frozen
+# or not. Only where nothing below trains does the backward pass end: the last
 # layer alone keeps almost nothing.
 
 # %%
@@ -156,9 +157,10 @@ for method in [m for m in methods if m != "full"]:
           f"weights' step, activations {of_all['activations']:.0%}")
 
 # %% [markdown]
-# So "a tenth of a per cent of the weights" is not "a tenth of a per cent of the memory" (exercise
-# 6). Activations grow with the batch and with the length of the texts. The other three do not, so
-# the larger the batch, the smaller is the share that a method saves:
+# So a small share of the weights is not as small a share of the memory (exercise 6). Activations
+# grow with the batch and with the length of the texts. The other three do not. So where a method
+# keeps most of the activations, as LoRA does, the share that it saves falls as the batch grows.
+# (For the last layer alone it rises.)
 
 # %%
 batches = (4, 8, 16)
@@ -178,6 +180,8 @@ grown.round(0).astype(int).assign(**{"saved by LoRA": saved.map("{:.0%}".format)
 # Before anything is added to a model: train a part of what is there.
 #
 # - **Last layer only**: the head. It is new for each task, so it trains with every method here.
+#   Head means the last linear layer. The pooler below it, which lessons 03 and 06 counted with it,
+#   is part of the pretrained backbone here: only "full" trains it whole, and BitFit its bias.
 # - **BitFit** (Ben Zaken et al. 2022): the biases, and the head.
 #
 # `adapters.prepare(model, method)` makes a model ready in place, and `trained_by_part` lists what
@@ -315,8 +319,10 @@ training_figures.loss_figure({
 # $$h = W_0 x + b + \frac{\alpha}{r}\,B A x \qquad A: r \times d_\text{in},\quad
 #   B: d_\text{out} \times r$$
 #
-# $BA$ has rank $r$ at most. It costs $r(d_\text{in} + d_\text{out})$ weights instead of
-# $d_\text{in} d_\text{out}$. All of it in code:
+# The **rank** of a matrix is the least number of products column × row that add up to it: that of
+# $BA$ is $r$ at most. It costs $r(d_\text{in} + d_\text{out})$ weights instead of
+# $d_\text{in} d_\text{out}$. $A$ starts at random, here from $\mathcal N(0, 1/r^2)$ as in the
+# library below (the paper says only that it is normal), and $B$ at 0. All of it in code:
 
 # %%
 class LoRALinear(torch.nn.Module):
@@ -408,10 +414,12 @@ runs["full"] = tune(tuned["full"], "full")
 print(f"{runs['full'].step} steps, {runs['full'].seconds:.0f} s")
 
 # %% [markdown]
-# Each matrix is a sum of matrices of rank 1, with weights $\sigma_1 \ge \sigma_2 \ge \dots$: the
-# **singular value decomposition** $\Delta W = \sum_i \sigma_i u_i v_i^\top$. Its first $k$ terms
-# are the nearest matrix of rank $k$, and hold this share of the energy, the sum of all squared
-# entries:
+# Every matrix is a sum $\Delta W = \sum_i \sigma_i u_i v_i^\top$ with
+# $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$, in which all $u_i$ have length 1 and are perpendicular to
+# each other (**orthonormal**), and so are the $v_i$: the **singular value decomposition**. As the
+# terms do not overlap, their squared sizes add up: the sum of all squared entries, the **energy**,
+# is $\sum_i \sigma_i^2$. The first $k$ terms are the nearest matrix of rank $k$, and hold this
+# share of it:
 #
 # $$E_k = \frac{\sum_{i \le k} \sigma_i^2}{\sum_i \sigma_i^2}$$
 
@@ -432,16 +440,19 @@ curves["random matrix of that shape"] = figures.energy(noise)
 figures.energy_figure(curves, "How much of a change has low rank")
 
 # %% [markdown]
-# A change by fine-tuning is far from random: few directions hold much of it, in the upper layers
-# more than in the lowest. But "low rank" is a matter of degree: no curve reaches 1 at rank 8. Do
-# the other directions matter? Cut every linear layer's change to its first $k$ terms, keep all else
-# as it was fine-tuned, and ask whether the model still knows the texts that it learned.
+# A change by fine-tuning is far from random: few directions hold much of it. But "low rank" is a
+# matter of degree: no curve reaches 1 at rank 8. Do the other directions matter? Cut the change of
+# every linear layer inside the transformer's layers to its first $k$ terms, keep all else as it was
+# fine-tuned, and ask whether the model still knows the texts that it learned. Rank 0 is the
+# control: what embeddings, biases, norms, pooler and head, which are not cut, know without these
+# changes.
 
 # %% tags=["nbval-ignore-output"]
 linears = [name for full in linear_layers.values() for name in full]
 terms = {name: torch.linalg.svd(change(name), full_matrices=False) for name in linears}
 cut = deepcopy(tuned["full"])
-ranks_kept, accuracies = [1, 2, 4, 16, 64, 384], []
+whole = max(len(S) for _, S, _ in terms.values())
+ranks_kept, accuracies = [0, 1, 2, 4, 16, 64, whole], []
 for k in ranks_kept:
     with torch.no_grad():
         for name, (U, S, V) in terms.items():
@@ -454,10 +465,9 @@ del terms, cut
 pd.DataFrame({"rank": ranks_kept, "energy held": held, "learned texts right": accuracies}).round(2)
 
 # %% [markdown]
-# What was learned is back at a rank at which much of the energy is still missing. (Embeddings,
-# biases and norms changed too, and are not cut.) The energy counts all directions alike; the task
-# does not. One run on few texts shows that this can be so; the rank that a real task needs is asked
-# in section 8.
+# What was learned is back at a rank at which much of the energy is still missing. The energy counts
+# all directions alike; the task does not. One run on few texts shows that this can be so; the rank
+# that a real task needs is asked in section 8.
 #
 # As pictures, averaged in small blocks: the change of the values' projection in the highest layer,
 # and its nearest matrix of a rank. Below, choose the rank (in JupyterLab, after running the
@@ -478,15 +488,18 @@ widgets.explore(reconstruction)
 #
 # $$h = W_0 x + b + \frac{\alpha}{r}\,B \Lambda A x,$$
 #
-# starts with too many terms, and takes away those that matter least, over all layers. How much one
-# number $w$ matters is its **sensitivity** $|w \cdot \partial L/\partial w|$: to first order, by
-# how much the loss changes if $w$ is set to 0. From batch to batch this varies, so a moving average
-# $\bar I$ of it is multiplied by one of its variation, $\bar U$. A term's score adds that of its
-# $\lambda$ and the mean scores of its column in $B$ and its row in $A$.
+# starts with too many terms, and takes away those that matter least, over all layers: their entry
+# of $\Lambda$ is set to 0. ($A$ and $B$ keep their size and $r$ stays the first rank, so nothing is
+# saved in training, and until the budget is final a term may come back.)
+#
+# How much one number $w$ matters is its **sensitivity** $|w \cdot \partial L/\partial w|$: to first
+# order, by how much the loss changes if $w$ is set to 0. From batch to batch this varies, so a
+# moving average $\bar I$ of it is multiplied by one of its variation, $\bar U$. A term's score adds
+# that of its $\lambda$ and the mean scores of its column in $B$ and its row in $A$.
 #
 # Terms can be dropped one by one only if they do not overlap. A penalty holds the rows of $A$ and
-# the columns of $B$ near orthonormal: $\gamma$ times the mean of all $\|AA^\top - I\|_F$ and
-# $\|B^\top B - I\|_F$.
+# the columns of $B$ near orthonormal: $\gamma = 0.1$ times their distance from it, the mean of all
+# $\|AA^\top - I\|_F$ and $\|B^\top B - I\|_F$.
 
 # %%
 EVERYWHERE = list(linear_layers)  # all linear layers, as in the paper
@@ -494,15 +507,16 @@ loaded = prepared("adalora", init_r=6, target_r=2, target_modules=EVERYWHERE)
 at_first = low_rank.ranks(loaded.model)
 print(f"{len(at_first)} layers, each of rank {max(at_first.values())}")
 with torch.no_grad():
-    print(f"penalty at the start: {low_rank.orthogonality(loaded.model).item():.1f}")
+    distance = low_rank.orthogonality(loaded.model).item()
+    print(f"distance from orthonormal at the start: {distance:.1f}")
     after = loaded.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 print("starts at the pretrained model:", torch.allclose(after, of_plain, atol=1e-5))
 
 # %% [markdown]
-# The budget $b$ is the sum of all ranks. After a warm-up of $t_0$ steps it falls along a cubic
-# curve from $b_0$ to $b_1$, fast at first, and the last $t_1$ of $T$ steps train what is left:
+# The budget $N$ is the sum of all ranks. After a warm-up of $t_0$ steps it falls along a cubic
+# curve from $N_0$ to $N_1$, fast at first, and the last $t_1$ of $T$ steps train what is left:
 #
-# $$b(t) = b_1 + (b_0 - b_1)\Big(1 - \frac{t - t_0}{T - t_0 - t_1}\Big)^3
+# $$N(t) = N_1 + (N_0 - N_1)\Big(1 - \frac{t - t_0}{T - t_0 - t_1}\Big)^3
 #   \qquad t_0 < t \le T - t_1$$
 #
 # `AdaLoraBudget` is a callback that does it after each step of training.
@@ -520,7 +534,7 @@ def watch(event, state):
 
 
 runs["adalora"], tuned["adalora"] = tune(loaded, "adalora", [budget, watch]), loaded
-print(f"penalty at the end: {low_rank.orthogonality(loaded.model).item():.2f}")
+print(f"distance from orthonormal at the end: {low_rank.orthogonality(loaded.model).item():.2f}")
 figures.budget_figure(planned, counted, len(low_rank.ranks(loaded.model)))
 
 # %%
@@ -537,17 +551,23 @@ figures.rank_figure(low_rank.ranks(loaded.model), "Ranks that a short run left")
 # %% [markdown]
 # ## 6. All methods on the same reviews
 #
-# The same short run for each method. Methods with few weights take rates ten or more times as high:
-# each weight has to move further. These rates were not tuned.
+# The same short run for each method. Methods with few weights are given higher rates, as is usual
+# (compare those that section 8 chose). The rates of this lesson's runs were not tuned.
 
 # %% tags=["nbval-ignore-output"]
 for method in methods:
     if method not in runs:
         tuned[method] = prepared(method)
         runs[method] = tune(tuned[method], method)
+print({method: f"{run.seconds:.1f} s" for method, run in runs.items()})
+
+# %% tags=["nbval-ignore-output"]
 wanted = data.SentimentDataset(test["text"], test["label"], plain.tokenizer, max_length)
 hits = {method: training.evaluate(tuned[method].model, wanted).probabilities.argmax(axis=1)
         == wanted.labels for method in methods}
+print({method: f"{right.sum()} of {len(test)} right" for method, right in hits.items()})
+
+# %% tags=["nbval-ignore-output"]
 last = {method: np.mean([step["loss"] for step in runs[method].steps[-steps // epochs:]])
         for method in methods}
 table = pd.DataFrame(
@@ -590,7 +610,7 @@ del merged
 # ## 7. Saving an adapter
 #
 # What trained is saved, with a note of how the model was prepared. One backbone in memory can then
-# serve many tasks, and a task costs some hundred kilobytes on disk:
+# serve many tasks, and a task costs four bytes on disk for each weight that trained:
 
 # %%
 folder = Path(tempfile.mkdtemp()) / "adapter"
@@ -613,14 +633,14 @@ with torch.no_grad():
 print(len(names_loaded), "tensors loaded; same logits:", torch.equal(again, apart))
 
 # %% [markdown]
-# Three mistakes that would otherwise show only in the results. A target that no layer is called: a
-# library that passes over it trains the head alone. Another backbone: the update was made for other
-# weights. Another method:
+# Three mistakes that would otherwise show only in the results. A target that no layer is called:
+# beside one that fits, `peft` passes over it without a word, and fewer layers are adapted than you
+# think. Another backbone: the update was made for other weights. Another method:
 
 # %%
 strange = transfer.start(transfer.STRATEGIES["scratch"], model, seed=seed + 1)
 attempts = {
-    "wrong target": lambda: prepared("lora", target_modules=["qkv"]),
+    "wrong target": lambda: prepared("lora", target_modules=[target.split(".")[-1], "qkv"]),
     "another backbone": lambda: load_adapter(strange, folder.with_name("lora")),
     "another method": lambda: load_adapter(prepared("head"), folder.with_name("lora")),
 }
@@ -646,10 +666,12 @@ for name, found in record.items():
           f"{setting['n_test']:,} test rows, {setting['max_length']} tokens, {cpu}")
 
 # %% [markdown]
-# The learning rates were chosen before, one for each method and model, on rows that no result uses:
-# the lowest loss on 500 validation rows of IMDB won. Few were tried, and where the highest or the
-# lowest of them won, a better one may lie beyond. All else has one value for all: one pass, batches
-# of 16. A method that learns slowly would gain from a second pass.
+# The learning rates were chosen before, one for each method and model: of short runs, on 2,000
+# reviews of IMDB (`minilm`) or 400 of the rated sentences (`smollm2`), the one with the lowest loss
+# on 500 validation rows won. No result uses those 500 rows; some rows of the short runs are also
+# training rows of the results. Few rates were tried, and where the highest or the lowest won, a
+# better one may lie beyond. All else has one value for all: one pass, batches of 16. A method that
+# learns slowly would gain from a second pass.
 
 # %%
 tried = pd.DataFrame([rate for found in record.values() for rate in found.rates])
@@ -660,8 +682,10 @@ tried[columns].drop_duplicates().round(5)
 # ### IMDB
 #
 # Accuracy of each seed's run, the mean and its 95 % interval over seeds (Student's t: three seeds
-# give wide ones), and the price. The seed moves only new weights, order and dropout: all runs learn
-# from the same rows.
+# give wide ones), and the price. "CPU s" are seconds of all threads in training, "MB" is by how
+# much training raised the peak memory of its process. The weights were loaded before and are not in
+# it, and it varies from run to run. The seed moves only new weights, order and dropout: all runs
+# learn from the same rows.
 
 # %%
 def results(lines, model, rank=figures.USUAL_R):
@@ -702,8 +726,8 @@ print("methods whose mean is above the best of these:", [
 # Which of the differences are resolved? Two questions have to be kept apart. The **paired test**
 # asks, of two trained models, which answers more of all such reviews correctly. The interval over
 # **seeds** asks which method gives the better model, when it is run again on these training rows.
-# The last column says in how many of the seeds the paired test finds the method better or worse
-# than all weights.
+# The end of each line says in how many of the seeds the paired test finds the method better or
+# worse than all weights.
 
 # %%
 def against(name, model, rival="full"):
@@ -727,7 +751,7 @@ against("imdb-minilm", "minilm")
 # ### Two models, and the price
 #
 # The rated sentences. Left: accuracy by the share of the weights that train, on a logarithmic axis.
-# Middle: by the CPU seconds of training. Right: by the memory that training added.
+# Middle: by the CPU seconds of training. Right: by how much training raised the peak memory.
 
 # %%
 snippets = record["rt_snippets"].lines
@@ -757,8 +781,9 @@ for r in sorted({line["settings"]["r"] for line in snippets if line["method"] ==
 
 # %% [markdown]
 # One learning rate, chosen at $r = 8$, served all ranks. The factor $\alpha/r$ is meant to keep the
-# size of the update about the same when $r$ changes. It does so only roughly (Kalajdzievski 2023
-# argues for $\alpha/\sqrt r$), so a comparison of ranks at one rate compares both.
+# size of the update about the same when $r$ changes. Here $A$ also starts smaller for a larger $r$,
+# so early updates are smaller at high ranks: what is compared is the rank and the size of the steps
+# together. (Kalajdzievski 2023 argues for $\alpha/\sqrt r$.)
 #
 # ### What AdaLoRA keeps
 #
@@ -795,8 +820,8 @@ for name, one in (("imdb-minilm", "minilm"), ("rt_snippets", "minilm"), ("rt_sni
 #   second and the third, some of the fourth and nothing of the first.
 # - Every method starts at the pretrained model, exactly: $U = 0$, $B = 0$, $\Lambda = 0$.
 # - LoRA is a second layer of rank $r$ beside a frozen one. Merged it costs nothing more.
-# - What fine-tuning changes is of low rank by degree. The task needs fewer directions than the
-#   energy.
+# - How low the rank of a change is, is a matter of degree. In one short run the learned texts came
+#   back before most of the energy did.
 # - A saved adapter belongs to one backbone. Check it when it is loaded.
 # - A difference between methods needs several seeds, and a learning rate for each method.
 
@@ -1000,8 +1025,8 @@ lesson_07.memory_share.check(memory_share)
 # On the numbers of section 1:
 
 # %%
-total = parts["full"]["weights"] // 4
 for method in [m for m in methods if m != "full"]:
+    total = parts[method]["weights"] // 4
     trained = parts[method]["gradients"] // 4
     share = memory_share(total, trained, parts["full"]["activations"], parts[method]["activations"])
     print(f"{method}: {trained / total:.2%} of the weights, {share:.0%} of the memory")

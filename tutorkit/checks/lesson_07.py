@@ -338,7 +338,8 @@ budgets = Exercise(
     hints=(
         "Three pieces: start up to the warm-up, end in the last `final` steps, the curve between.",
         "On the curve, `left = 1 - (t - warmup) / (total - warmup - final)` goes from 1 to 0.",
-        "`int(end + (start - end) * left**3)` for t from 1 to total.",
+        "Cut `left` to 0…1. Then `int(end + (start - end) * left**3)` gives all three pieces, for "
+        "t from 1 to total.",
     ),
 )
 

@@ -1,7 +1,7 @@
 """Few trained weights against all of them: accuracy, seconds and memory of each method.
 
-    python -m tutorkit.studies.peft runs/peft --rates        before it: what the learning rates were
-                                                             chosen by, rows that no result uses
+    python -m tutorkit.studies.peft runs/peft --rates        before it: learning rates, chosen by
+                                                             validation rows that no result uses
     python -m tutorkit.studies.peft runs/peft --dataset imdb --n 4000 --test-size 10000
     python -m tutorkit.studies.peft runs/peft --models minilm,smollm2 --ranks 1,2,4,8,16,32
 
@@ -43,7 +43,9 @@ TRIED = {
                 "adapter": (3e-4, 1e-3, 3e-3, 1e-2), "lora": (3e-4, 1e-3, 3e-3, 1e-2),
                 "adalora": (1e-3, 3e-3, 1e-2, 3e-2)},
 }  # fmt: skip
-CHOICE_SEED = 1000  # of the rows and runs that choose; no result uses it
+# Of the runs that choose and the rows they train on. Some of these may be training rows of a result
+# too; the validation rows are not.
+CHOICE_SEED = 1000
 
 
 def measure(
