@@ -144,7 +144,7 @@ def test_adversarial_lines(tmp_path, seen, monkeypatch):
     assert [x["method"] for x in lines] == [*adversarial.CHEAP, *adversarial.OBJECTIVES]
     steps = {x["method"]: x["steps"] for x in lines[2:]}
     assert steps == {"plain": 4, "plain_longer": 8, "fgm": 4, "freelb": 4}
-    assert lines[-1]["settings"]["steps"] == 3 and lines[2]["settings"] == {}
+    assert lines[-1]["settings"]["steps"] == 2 and lines[2]["settings"] == {}
     for line in lines:
         assert {"typos 10%", "dropped words 10%", "negation probes", "contrast pairs",
                 "under attack"} <= set(line["measured"])  # fmt: skip

@@ -341,7 +341,7 @@ passes = Exercise(
         ),
     ),
     hints=(
-        "Write down for each method what a step does, one pass after the other, as section 4 does.",
+        "Write down for each method what a step does, pass after pass, as sections 4 and 5 do.",
         "An inner backward pass serves the search alone: FGM and FreeLB have none.",
         '"PGD": (K + 1, 1, K). "VAT": one pass for p(x), K for the power method, one at the end.',
     ),

@@ -2,9 +2,9 @@
 
     python -m tutorkit.studies.adversarial runs/adversarial --n 4000 --test-size 10000
 
-All models learn from the same reviews. An adversarial step costs about two plain ones, so plain
-training also runs with twice the epochs. The lesson's `robustness` is measured on the side, on
-fewer rows, and the expert edits of `imdb_contrast` where a local mirror has them.
+All models learn from the same reviews. A step of FGM, and of FreeLB with K = 2, costs about two
+plain ones, so plain training also runs with twice the epochs. The lesson's `robustness` is measured
+on the side, on fewer rows, and the expert edits of `imdb_contrast` where a local mirror has them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tutorkit.substitution import synonym_table
 
 CHEAP = ("tfidf_unigrams", "nb_trigrams")
 OBJECTIVES = {"plain": classification, "plain_longer": classification, "fgm": FGM(),
-              "freelb": FreeLB()}  # fmt: skip
+              "freelb": FreeLB(step_size=0.5, steps=2)}  # fmt: skip
 NOISY_ROWS, ATTACKED_ROWS = 1000, 100  # of the test rows, for what reads them again and again
 
 
