@@ -164,13 +164,6 @@ def test_pairs_are_of_one_seed_and_a_single_run_meets_all():
         figures.paired(apart, "fgm", "plain", "clean")
 
 
-def test_resolved_where_all_seeds_agree():
-    up, down = ({"difference": d, "resolved": True} for d in (0.1, -0.1))
-    open_ = {"difference": 0.1, "resolved": False}
-    assert [figures.resolved(tests) for tests in ([up, up], [down], [up, down], [up, open_],
-                                                  [open_])] == [1, -1, 0, 0, 0]  # fmt: skip
-
-
 def marks(axes, colour):
     return sorted((float(x), float(y)) for each in axes.lines if each.get_color() == colour
                   for x, y in zip(each.get_xdata(), each.get_ydata(), strict=True)

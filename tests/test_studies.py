@@ -13,6 +13,7 @@ from tutorkit.adapters import METHODS
 from tutorkit.data import take_rows
 from tutorkit.models import count_parameters, load_model, save_model
 from tutorkit.studies import adversarial, distillation, multitask, peft, runs, shelf
+from tutorkit.training import TrainConfig, TrainState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -231,8 +232,9 @@ def test_what_looking_costs_is_not_charged(monkeypatch):
     monkeypatch.setattr(multitask.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(multitask.time, "process_time", lambda: next(cpu))
     seen, looked = [], multitask._Timed(lambda event, state: seen.append(event))
-    looked("step", None)
-    looked("end", None)
+    state = TrainState(TrainConfig(), 2)
+    looked("step", state)
+    looked("end", state)
     assert (seen, looked.seconds, looked.cpu_seconds) == (["step", "end"], 7.0, 4.0)
 
 

@@ -46,3 +46,10 @@ def test_paired_tests_are_of_the_answers():
     (turned,) = compare.paired_tests([rival], [mine], right)
     (same,) = compare.paired_tests([mine], [mine], right)
     assert [compare.verdict(test) for test in (found, turned, same)] == [1, -1, 0]
+
+
+def test_agreed_where_all_tests_say_the_same():
+    up, down = ({"difference": d, "resolved": True} for d in (0.1, -0.1))
+    open_ = {"difference": 0.1, "resolved": False}
+    assert [compare.agreed(tests) for tests in ([up, up], [down], [up, down], [up, open_],
+                                                [open_], [])] == [1, -1, 0, 0, 0, 0]  # fmt: skip

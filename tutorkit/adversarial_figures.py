@@ -327,12 +327,6 @@ def paired(
     return compare.paired_tests(mine, others, lambda line: answers(line, measurement), any_seed)
 
 
-def resolved(tests: Sequence[Mapping]) -> int:
-    """1 or -1 where every seed's test shows the same sign; 0: not resolved."""
-    signs = {compare.verdict(test) for test in tests}
-    return signs.pop() if len(signs) == 1 else 0
-
-
 def record_figure(lines: Sequence[Mapping], methods: Sequence[str] = tuple(LOOKS)) -> Figure:
     """What each method is worth on each measurement, with 95 % intervals of the rows.
 

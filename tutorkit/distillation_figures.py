@@ -309,7 +309,7 @@ def gain_table(lines: Sequence[Mapping], test_labels: str) -> pd.DataFrame:
         # Student's t of two runs is 12.7: an interval that says nothing.
         low, high = mean_interval(values) if len(values) > 2 else (np.nan, np.nan)
         single = paired_tests(lines, test_labels, student, taught)
-        alike = {compare.verdict(test) for test in single} in ({1}, {-1})
+        alike = compare.agreed(single) != 0
         resolved = not low <= 0 <= high if len(values) > 2 else alike
         same = np.mean(gains(lines, student, taught, "agreement"))
         rows.append({

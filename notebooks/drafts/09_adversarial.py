@@ -75,7 +75,7 @@ from tutorkit.neighbourhood import Neighbourhood, moved_embeddings
 from tutorkit.noise import drop_words, typos
 from tutorkit.objectives import classification
 from tutorkit.probes import contrast_pairs, negation_probes
-from tutorkit.studies import stored
+from tutorkit.studies import compare, stored
 from tutorkit.substitution import WORD, Budget, substitution_attack, synonym_table
 from tutorkit.unlabelled import WithUnlabelled
 
@@ -636,7 +636,7 @@ def verdicts(method, rival):
     for name in figures.measurements(lines):
         tests = figures.paired(lines, method, rival, name)
         if tests:
-            shown = {1: "better", -1: "worse", 0: "not resolved"}[figures.resolved(tests)]
+            shown = {1: "better", -1: "worse", 0: "not resolved"}[compare.agreed(tests)]
             mean = 100 * np.mean([test["difference"] for test in tests])
             print(f"{mean:+6.1f}  {figures.TITLES.get(name, name)}: {shown}")
 
@@ -655,7 +655,7 @@ adversarial = [name for name in ("fgm", "freelb") if name in present]
 for method in adversarial:
     for rival in ("plain", "plain_longer"):
         better = [figures.TITLES.get(name, name) for name in figures.measurements(lines)
-                  if figures.resolved(figures.paired(lines, method, rival, name)) == 1]  # fmt: skip
+                  if compare.agreed(figures.paired(lines, method, rival, name)) == 1]  # fmt: skip
         print(f"{figures.LOOKS[method][0]} better than {figures.LOOKS[rival][0]}, resolved:",
               ", ".join(better) or "nowhere")  # fmt: skip
 

@@ -112,7 +112,13 @@ def unseen_by_torch(rows, teachers):
             .mean(dim=0).tolist() for row in rows]  # fmt: skip
 
 
+def unseen_by_float32(rows, teachers):
+    return [torch.tensor([t["logits"][row] for t in teachers if row not in t["train"]])
+            .mean(dim=0).tolist() for row in rows]  # fmt: skip
+
+
 @pytest.mark.parametrize(("name", "answer"), [
+    ("unseen_logits", unseen_by_float32),
     ("softened_entropy", entropy_by_categorical), ("softened_entropy", entropy_by_masking),
     ("taught_loss", loss_by_kl_div), ("taught_loss", loss_by_loop),
     ("matched_layers", layers_by_ceil), ("median_and_p95", times_by_numpy),

@@ -74,3 +74,9 @@ def answers_of(test_labels: str) -> Callable[[Mapping], np.ndarray]:
 def verdict(test: Mapping) -> int:
     """Of a paired test: 1 the first is better, -1 worse, 0 not resolved."""
     return int(np.sign(test["difference"])) if test["resolved"] else 0
+
+
+def agreed(tests: Sequence[Mapping]) -> int:
+    """The verdict of several paired tests, such as one a seed, where all say the same; or 0."""
+    verdicts = {verdict(test) for test in tests}
+    return verdicts.pop() if len(verdicts) == 1 else 0
