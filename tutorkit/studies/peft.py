@@ -61,7 +61,7 @@ def measure(
         models: names with learning rates in `RATES`.
         n: training rows, drawn with seed 0: the same for all.
         seeds: of the runs.
-        lora_ranks: LoRA is trained with each of these ranks.
+        lora_ranks: LoRA is trained with each of these ranks r, and α = 2 r.
         test_size: rows of the test split, at most.
         max_length: tokens a text; the baselines read whole texts.
         own_process: a fresh process a run, which makes its peak memory its own.
@@ -83,7 +83,9 @@ def measure(
     for seed in seeds:
         for model in models:
             for method, rate in RATES[model].items():
-                given = [{"r": r} for r in lora_ranks] if method == "lora" else [{}]
+                # α/r stays at 2, with which the rate was chosen, or ranks would differ in step size.
+                given = ([{"r": r, "lora_alpha": 2 * r} for r in lora_ranks]
+                         if method == "lora" else [{}])  # fmt: skip
                 plan += [{"model": model, "method": method,
                           "settings": adapters.METHODS[method] | each, "n": n, "seed": seed,
                           "learning_rate": rate, "batch_size": 16, "epochs": 1}
