@@ -109,6 +109,7 @@ def test_peft_lines(tmp_path, seen, rows, monkeypatch):
         assert line["accuracy"] == right.mean()
     total, _ = count_parameters(load_model("tiny").model)
     one, eight = (next(x for x in lines if x["settings"].get("r") == r) for r in (1, 8))
+    assert all(x["settings"]["lora_alpha"] == 2 * x["settings"]["r"] for x in (one, eight))
     head = next(x for x in lines if x["method"] == "head")
     assert head["n_trained"] == 2 * 32 + 2 and head["n_parameters"] == total
     assert (eight["n_trained"] - head["n_trained"]) == 8 * (one["n_trained"] - head["n_trained"])

@@ -780,10 +780,11 @@ for r in sorted({line["settings"]["r"] for line in snippets if line["method"] ==
           "not resolved" if low <= 0 <= high else "resolved")
 
 # %% [markdown]
-# One learning rate, chosen at $r = 8$, served all ranks. The factor $\alpha/r$ is meant to keep the
-# size of the update about the same when $r$ changes. Here $A$ also starts smaller for a larger $r$,
-# so early updates are smaller at high ranks: what is compared is the rank and the size of the steps
-# together. (Kalajdzievski 2023 argues for $\alpha/\sqrt r$.)
+# One learning rate, chosen at $r = 8$, served all ranks, and $\alpha = 2r$. Why not one $\alpha$?
+# With $A$ from $\mathcal N(0, 1/r^2)$ a step of $B$ moves the output by about as much at rank 1 as
+# at rank 32 if $\alpha/r$ is the same; with $\alpha = 16$ throughout, rank 1 would take steps eight
+# times as large as the rate was chosen for. A comparison of ranks that forgets this compares step
+# sizes. (Kalajdzievski 2023 argues for $\alpha/\sqrt r$ with another start of $A$.)
 #
 # ### What AdaLoRA keeps
 #

@@ -83,7 +83,7 @@ def measure(
     for seed in seeds:
         for model in models:
             for method, rate in RATES[model].items():
-                # α/r stays at 2, with which the rate was chosen, or ranks would differ in step size.
+                # α/r stays at 2, as the rate was chosen with, or ranks would differ in step size.
                 given = ([{"r": r, "lora_alpha": 2 * r} for r in lora_ranks]
                          if method == "lora" else [{}])  # fmt: skip
                 plan += [{"model": model, "method": method,
