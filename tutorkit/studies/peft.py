@@ -33,7 +33,7 @@ CHEAP = tuple(name for name in baselines.BASELINES if name != "majority")
 RATES = {
     "minilm": {"full": 1e-4, "head": 3e-2, "bitfit": 1e-3, "adapter": 3e-3, "lora": 2e-3,
                "adalora": 2e-2},
-    "smollm2": {"full": 5e-5, "head": 3e-3, "adapter": 3e-4, "lora": 1e-3, "adalora": 3e-3},
+    "smollm2": {"full": 2e-4, "head": 1e-2, "adapter": 3e-3, "lora": 3e-3, "adalora": 3e-2},
 }  # fmt: skip
 TRIED = {
     "minilm": {"full": (1e-4, 2e-4), "head": (1e-2, 3e-2), "bitfit": (1e-3, 3e-3, 1e-2),
