@@ -332,7 +332,8 @@ def frontier_figure(lines: Sequence[Mapping], models: Sequence[str]) -> Figure:
             row[0].xaxis.set_minor_locator(NullLocator())
             row[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
             for axes in row[1:]:
-                axes.set_xlim(0, None)
+                right = axes.get_xlim()[1]
+                axes.set_xlim(-0.04 * right, right)  # a mark at 0 stays whole
                 axes.xaxis.set_major_locator(MaxNLocator(4))
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         panels[0, 0].set_title("Accuracy and its price (means; bars: range of the seeds)")
