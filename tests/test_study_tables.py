@@ -52,8 +52,8 @@ def test_methods_that_train_few_weights():
     head, _, *rows = cells(text)
     assert head[0] == "Trained" and [row[0] for row in rows] == [
         "everything", "LoRA, rank 4", "tfidf_unigrams (baseline)"]  # fmt: skip
-    assert rows[0][1:] == ["1,000 (100.00%)", "0.850 (0.800–0.900)", "—", "20", "2.00 GiB"]
-    assert rows[1][1:] == ["50 (5.00%)", "0.750 (0.700–0.800)", "-10.0 (-10.0 to -10.0)", "10",
+    assert rows[0][1:] == ["1,000 (100 %)", "0.850 (0.800–0.900)", "—", "20", "2.00 GiB"]
+    assert rows[1][1:] == ["50 (5 %)", "0.750 (0.700–0.800)", "-10.0 (-10.0 to -10.0)", "10",
                            "1.00 GiB"]  # fmt: skip
     assert rows[2][2] == "0.750" and rows[2][3].startswith("-10.0 (")
     assert "40 training reviews seen once in 5 steps of 8; 2 seeds. toy (a mirror)" in text

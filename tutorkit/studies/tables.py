@@ -34,7 +34,8 @@ def peft_text(record: Record) -> str:
         lines = _lines(record, method=method)
         rows.append((
             METHODS[method].format(**lines[0]["settings"]),
-            f"{lines[0]['n_trained']:,} ({lines[0]['n_trained'] / lines[0]['n_parameters']:.2%})",
+            f"{lines[0]['n_trained']:,} "
+            f"({100 * lines[0]['n_trained'] / lines[0]['n_parameters']:.3g} %)",
             scores(lines), differences(lines, everything) if method != "full" else "—",
             f"{np.median([line['cpu_s'] for line in lines]):.0f}",
             f"{max(line['peak_rss_mb'] for line in lines) / 1024:.2f} GiB",

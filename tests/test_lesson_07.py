@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from fractions import Fraction
@@ -13,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from lesson_scripts import blocks, solved
 
+from tutorkit import peft_figures as figures
 from tutorkit import studies
 from tutorkit.checks import CheckFailed, lesson_07
 from tutorkit.low_rank import LoRALinear
+from tutorkit.metrics import mean_interval
 from tutorkit.notebooks import NOTEBOOKS
 from tutorkit.studies.peft import RATES
 
@@ -207,6 +210,72 @@ def test_the_rates_are_the_best_that_were_tried(record):
         tried = [r for r in record.rates if (r["model"], r["method"]) == (model, method)]
         best = min(tried, key=lambda rate: rate["loss"])
         assert best["learning_rate"] == RATES[model][method], (model, method)
+
+
+@pytest.fixture(scope="module")
+def imdb():
+    return studies.stored("peft-imdb-minilm")
+
+
+def test_what_the_lesson_says_of_imdb(imdb):
+    lines, labels = imdb.lines, imdb.about["settings"]["test_labels"]
+    rivals = [method for method in RATES["minilm"] if method != "full"]
+    gaps = {m: 100 * np.array(figures.differences(lines, "minilm", m, "full")) for m in rivals}
+    for method in rivals:
+        assert figures.resolved(lines, labels, "minilm", method, "full") == [-1, -1, -1]
+    assert all(max(gaps[method]) < -5 for method in ("bitfit", "head"))
+    few = ("adapter", "lora", "adalora")
+    assert all(-3 < gaps[method].mean() < -2 for method in few)
+    assert all(max(figures.values(lines, "minilm", method, "share")) < 0.01 for method in few)
+    for method, rival in itertools.combinations(few, 2):
+        low, high = mean_interval(figures.differences(lines, "minilm", method, rival))
+        assert low < 0 < high
+    counting = next(x["accuracy"] for x in lines if x["model"] == "nb_trigrams")
+    assert counting > max(x["accuracy"] for x in lines if x["method"] != "baseline")
+
+
+def test_what_the_lesson_says_of_two_models():
+    found = studies.stored("peft-rt_snippets")
+    lines, labels = found.lines, found.about["settings"]["test_labels"]
+
+    def of(model, method, key="accuracy"):
+        return np.array(figures.values(lines, model, method, key))
+
+    assert of("smollm2", "head").mean() > of("minilm", "full").mean()
+    assert of("smollm2", "full").mean() > of("smollm2", "head").mean() + 0.05
+    for method in ("adapter", "lora"):
+        low, high = mean_interval(figures.differences(lines, "smollm2", method, "full"))
+        assert low < 0 < high
+    assert figures.resolved(lines, labels, "minilm", "lora", "full") == [-1, -1, -1]
+    constant = max(labels.count(label) for label in "01") / len(labels)
+    assert sorted(of("smollm2", "adalora") < constant + 0.02) == [False, False, True]
+    assert (of("minilm", "bitfit") < constant + 0.02).all()
+    assert {line["steps"] for line in lines if "steps" in line} == {63}
+    for model in ("minilm", "smollm2"):
+        for method in ("adapter", "lora", "adalora"):
+            cost = [of(model, method, key).mean() / of(model, "full", key).mean()
+                    for key in ("memory_mb", "cpu_s")]  # fmt: skip
+            assert 0.4 < cost[0] < 0.6 and 0.6 < cost[1] < 0.8, (model, method)
+
+
+def test_what_the_lesson_says_of_ranks():
+    lines = studies.stored("peft-rt_snippets").lines
+    means = [np.mean(figures.values(lines, "minilm", "lora", r=r)) for r in (1, 2, 4, 8, 16, 32)]
+    assert means[0] == min(means) and means[-1] == max(means)
+    for r in (1, 2, 4, 16, 32):
+        gaps = figures.differences(lines, "minilm", "lora", "lora", r=r)
+        low, high = mean_interval(gaps)
+        assert low < 0 < high
+    assert {line["settings"]["lora_alpha"] / line["settings"]["r"] for line in lines
+            if line["method"] == "lora"} == {2}  # fmt: skip
+
+
+def test_what_the_lesson_says_of_adalora_s_ranks(imdb):
+    found = {kind: np.array([[rank for name, rank in line["ranks"].items() if kind in name]
+                             for line in figures.chosen(imdb.lines, "minilm", "adalora")])
+             for kind in ("query", "value")}  # fmt: skip
+    assert (found["query"].mean(axis=0) < found["value"].mean(axis=0)).all()
+    assert (found["query"][:, -1] == np.hstack(list(found.values())).min(axis=1)).all()
 
 
 def test_what_the_text_counts_by_hand_is_what_was_counted():
