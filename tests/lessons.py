@@ -129,6 +129,7 @@ def main(arguments: list[str]) -> int:
         cores = os.cpu_count() or 1
         together = 1 if wanted.record or cores < TOGETHER else TOGETHER
         share = {} if together == 1 else threads(cores // together)
+        # Leaving the block waits for all: what --record times next has the machine to itself.
         with ThreadPoolExecutor(together) as pool:
             results = pool.map(partial(run, runs=runs, changes=share), wanted.paths)
         for path, (code, seconds, peak) in zip(wanted.paths, results, strict=True):

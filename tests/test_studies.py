@@ -232,7 +232,7 @@ def test_what_looking_costs_is_not_charged(monkeypatch):
     clock, cpu = iter([0.0, 5.0, 10.0, 12.0]), iter([0.0, 1.0, 1.0, 4.0])
     monkeypatch.setattr(multitask.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(multitask.time, "process_time", lambda: next(cpu))
-    seen, looked = [], multitask._Timed(lambda event, state: seen.append(event))
+    seen, looked = [], multitask._Timed([lambda event, state: seen.append(event)])
     state = TrainState(TrainConfig(), 2)
     looked("step", state)
     looked("end", state)

@@ -42,10 +42,12 @@ def differences_by_budget(
     mine: Lines, rivals: Lines, key: str = "accuracy"
 ) -> dict[int, list[float]]:
     """`differences` at each number of labelled rows n that both have: {n: [difference, …]}."""
-    of = [{n: [line for line in lines if line["n"] == n] for n in {line["n"] for line in lines}}
-          for lines in (mine, rivals)]  # fmt: skip
-    found = {n: differences(of[0][n], of[1][n], key) for n in sorted(of[0].keys() & of[1].keys())}
-    return {n: values for n, values in found.items() if values}
+    found = {}
+    for n in sorted({line["n"] for line in mine}):
+        at_n = [[line for line in lines if line["n"] == n] for lines in (mine, rivals)]
+        if values := differences(*at_n, key):
+            found[n] = values
+    return found
 
 
 def paired_tests(

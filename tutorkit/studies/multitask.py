@@ -149,18 +149,19 @@ def _train(model: str, tasks: dict[Task, Dataset], data, splits, key: dict):
     parts = [data(task, rows) for task, rows in tasks.items()]
     # As many epochs as for one domain, so as many steps for four as those of four models together.
     one = plan(STRATEGIES["everything"], key["n"], key["seed"])
-    conflicts = _Timed(None)
+    callbacks = []
     if key["setting"] == "joint":
         looks = {t.name: data(t, take_rows(splits[t.name]["validation"], 64, 0, t.name))
                  for t in tasks}  # fmt: skip
         batches = {name: rows.batch(np.arange(len(rows))) for name, rows in looks.items()}
-        conflicts = _Timed(ConflictRecorder(network, batches, every=8 * len(tasks)))
+        callbacks = [ConflictRecorder(network, batches, every=8 * len(tasks))]
+    looking = _Timed(callbacks)
     started, cpu = time.perf_counter(), time.process_time()
-    state = fit_tasks(network, MultiTaskDataset(parts), [], one, callbacks=[conflicts])
+    state = fit_tasks(network, MultiTaskDataset(parts), [], one, callbacks=[looking])
     # What looking at the gradients costs is not part of what the training costs.
-    seconds = time.perf_counter() - started - conflicts.seconds
+    seconds = time.perf_counter() - started - looking.seconds
     line = {"steps": state.step, "train_s": round(seconds, 1),
-            "cpu_s": round(time.process_time() - cpu - conflicts.cpu_seconds, 1),
+            "cpu_s": round(time.process_time() - cpu - looking.cpu_seconds, 1),
             "learning_rate": one.learning_rate, "epochs": one.epochs}  # fmt: skip
     curve = recorded(state, "conflict")
     cosines = {"steps": [step for step, _ in curve],
@@ -170,15 +171,15 @@ def _train(model: str, tasks: dict[Task, Dataset], data, splits, key: dict):
 
 
 class _Timed:
-    """A callback, if there is one, and the time it took."""
+    """Callbacks, and the time they took."""
 
-    def __init__(self, callback: Callback | None):
-        self.callback, self.seconds, self.cpu_seconds = callback, 0.0, 0.0
+    def __init__(self, callbacks: Sequence[Callback]):
+        self.callbacks, self.seconds, self.cpu_seconds = callbacks, 0.0, 0.0
 
     def __call__(self, event: str, state: TrainState) -> None:
         started, cpu = time.perf_counter(), time.process_time()
-        if self.callback is not None:
-            self.callback(event, state)
+        for callback in self.callbacks:
+            callback(event, state)
         self.seconds += time.perf_counter() - started
         self.cpu_seconds += time.process_time() - cpu
 
