@@ -110,6 +110,29 @@ def test_a_run_leaves_record_notebook_and_page_and_one_line(
     assert str(stand_in.parent) not in json.dumps(executed.metadata)
 
 
+SLOW_LAST_ANSWER = """\
+import time
+kernel = get_ipython().kernel
+answer = kernel.shell_handlers["kernel_info_request"]
+
+async def slow(*message):
+    await answer(*message)
+    time.sleep(0.1)
+
+kernel.shell_handlers["kernel_info_request"] = slow
+"""
+
+
+def test_the_interrupt_that_ends_a_kernel_waits_for_its_last_answer(
+    stand_in: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    notebook = nbformat.read(stand_in, 4)
+    notebook.cells.append(new_code_cell(SLOW_LAST_ANSWER))
+    nbformat.write(notebook, stand_in)
+    assert report.main(["-o", "out"], stand_in) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_another_kernel_named_python3_is_not_taken(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

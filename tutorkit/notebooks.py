@@ -11,6 +11,7 @@ A lesson is a pair: `notebooks/NN_topic.py`, which is written and reviewed, and
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import json
 import os
@@ -142,6 +143,13 @@ def kernel_of_this_interpreter() -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            # papermill's last question is what language this is, and at the reply it shuts the
+            # kernel down, which begins with an interrupt. One that comes before the kernel is
+            # through with that question makes it print an error after a good run.
+            await asyncio.sleep(0.2)
+            await super().shutdown_kernel(now=now, restart=restart)
 
     return ThisInterpreter
 
