@@ -57,6 +57,15 @@ def test_differences_pair_the_seeds_of_one_domain():
         figures.differences(lines, "joint", "single", "songs")
 
 
+def test_the_minutes_of_a_run_for_all_domains_count_once():
+    lines = [{"setting": setting, "domain": domain, "n": 8, "seed": seed, "cpu_s": 30.0 + 60 * seed}
+             for setting in ("single", "joint") for domain in ("a", "b")
+             for seed in (0, 1)]  # fmt: skip
+    assert figures.minutes(lines, "single", 8) == 2.0  # 1 and 3 minutes
+    assert figures.minutes(lines, "joint", 8) == 1.0
+    assert figures.minutes(lines, "joint", 16) is None
+
+
 def test_domains_have_their_order():
     assert figures.domains_of(results()) == ["rt_snippets", "tweets"]
     assert figures.domains_of([{"domain": "songs"}, {"domain": "tweets"}]) == ["tweets", "songs"]

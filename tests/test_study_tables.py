@@ -104,13 +104,19 @@ def test_several_domains():
     lines = []
     for setting, gain in (("single", 0), ("joint", 0.1)):
         for domain, accuracy in (("a", 0.5), ("b", 0.7)):
-            lines += runs(accuracy + gain, accuracy + 2 * gain, setting=setting, domain=domain, n=8)
+            lines += runs(accuracy + gain, accuracy + 2 * gain, setting=setting, domain=domain, n=8,
+                          cpu_s=60.0)  # fmt: skip
+    lines += runs(0.5, 0.6, setting="nb_trigrams", domain="a", n=8)
+    lines += runs(0.5, 0.6, setting="nb_trigrams", domain="b", n=8)
     lines.append({"setting": "conflict", "n": 8, "seed": 0, "steps": [], "cosines": {}})
     head, _, *rows = cells(tables.multitask_text(Record(lines, [], about)))
     assert head[2:4] == ["a (n = 10)", "b (n = 20)"]
-    assert rows[0] == ["8", "single", "0.500 (0.500–0.500)", "0.700 (0.700–0.700)", "—"]
+    # The two single models take a minute each, the joint one a minute for both domains.
+    assert rows[0] == ["8", "a model for each domain", "0.500 (0.500–0.500)",
+                       "0.700 (0.700–0.700)", "—", "2.0"]  # fmt: skip
     # 10 and 20 points: mean 15, s = 7.07, t of 1 degree = 12.706, half of the interval 63.5.
-    assert rows[1][-1] == "+15.0 (-48.5 to +78.5)"
+    assert rows[1][-2:] == ["+15.0 (-48.5 to +78.5)", "1.0"]
+    assert rows[2][1] == "nb_trigrams (baseline)" and rows[2][-1] == "—"
 
 
 def test_rendering_writes_between_the_marks(tmp_path, monkeypatch):

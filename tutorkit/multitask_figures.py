@@ -75,6 +75,14 @@ def differences(
     return found
 
 
+def minutes(lines: Sequence[Mapping], setting: str, n: int) -> float | None:
+    """Processor minutes of training for all domains, mean over the seeds; None: not measured."""
+    # A run for all domains has a line for each of them, with the same seconds.
+    runs = {(line["seed"], line["domain"] if setting == "single" else ""): line["cpu_s"]
+            for line in lines if (line["setting"], line["n"]) == (setting, n) and "cpu_s" in line}
+    return sum(runs.values()) / 60 / len({seed for seed, _ in runs}) if runs else None
+
+
 def domains_of(lines: Sequence[Mapping]) -> list[str]:
     """The domains that occur, in the order of `DOMAINS`, others after them.
 

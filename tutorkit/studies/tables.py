@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tutorkit.metrics import mean_interval
+from tutorkit.multitask_figures import DOMAINS, LOOKS, minutes
 from tutorkit.studies import compare
 from tutorkit.studies.shelf import Record, stored
 from tutorkit.tables import between_marks, markdown_table
@@ -107,18 +108,21 @@ def multitask_text(record: Record) -> str:
     domains = list(record.about["settings"]["n_test"])
     budgets = sorted({line["n"] for line in record.lines})
     rows = [("Labels a domain", "Model",
-             *(f"{d} (n = {record.about['settings']['n_test'][d]:,})" for d in domains),
-             "Mean minus single, points")]  # fmt: skip
-    settings = [s for s in dict.fromkeys(x["setting"] for x in record.lines) if s != "conflict"]
+             *(f"{DOMAINS.get(d, d)} (n = {record.about['settings']['n_test'][d]:,})"
+               for d in domains),
+             f"Mean of the domains minus {LOOKS['single'][0]}, points", "Minutes of one core")]
+    settings = [s for s in LOOKS if _lines(record, setting=s)]
     for n in budgets:
         single = _means(record, "single", n)
         for setting in settings:
             cells = [scores(_lines(record, setting=setting, n=n, domain=d)) for d in domains]
             less = _points(_means(record, setting, n) - single) if setting != "single" else "—"
-            rows.append((f"{n:,}", setting, *cells, less))
+            took = minutes(record.lines, setting, n)
+            title = LOOKS[setting][0] if took is not None else f"{setting} (baseline)"
+            rows.append((f"{n:,}", title, *cells, less, "—" if took is None else f"{took:.1f}"))
     return markdown_table(rows) + _foot(record, (
-        f"`{record.about['settings']['model']}`; rows show accuracy, mean of the seeds (lowest to "
-        "highest)"
+        f"`{record.about['settings']['model']}`; the middle columns are test accuracy, mean of the "
+        "seeds (lowest to highest)"
     ))  # fmt: skip
 
 
