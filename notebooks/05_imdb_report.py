@@ -534,7 +534,8 @@ display(pd.Series(record["environment"] | record["environment"]["versions"],
 #    `truncation="head"`, then `"tail"`. Which end of a review holds more of the verdict, and
 #    is the difference more than chance?
 # 3. Set `learning_rate=1e-2`. What do the learning curves look like, and what does the test say?
-# 4. Set `freeze="backbone"`: only the head trains. How much of the gain is left, at what speed?
+# 4. Set `freeze="backbone"`: only the head trains. Why does it learn nothing at the usual
+#    `learning_rate`, and how much of the gain is left at `3e-2`? At what speed?
 #
 # ## Further reading
 #
