@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from lesson_scripts import blocks, cases, solved
 
+from tutorkit import multitask_figures as figures
 from tutorkit import studies
 from tutorkit.checks import CheckFailed, lesson_08
+from tutorkit.metrics import mean_interval
 from tutorkit.multitask_figures import DOMAINS, LOOKS
 from tutorkit.notebooks import NOTEBOOKS
 from tutorkit.transfer import STRATEGIES
@@ -247,6 +249,87 @@ def test_the_ways_differ_in_steps_as_the_lesson_says(scored):
             assert found["steps"] == 2 * steps, (n, seed)
         if setting != "nb_trigrams":
             assert found["learning_rate"] == STRATEGIES["everything"].learning_rate, domain
+
+
+def gaps(record, setting, rival, n):
+    """Of each domain, the differences in points, a seed each."""
+    return {name: [100 * gap for gap in
+                   figures.differences(record.lines, setting, rival, name)[n]]
+            for name in DOMAINS}  # fmt: skip
+
+
+def verdicts(record, setting, rival, n):
+    """Of each domain, what the seeds' paired tests say."""
+    labels = record.about["settings"]["test_labels"]
+    return {name: figures.verdicts(record.lines, labels[name], setting, rival, name)[n]
+            for name in DOMAINS}  # fmt: skip
+
+
+def over_domains(record, setting, rival, n):
+    """Of each seed, the mean over the domains."""
+    return np.mean(list(gaps(record, setting, rival, n).values()), axis=0)
+
+
+def test_where_sharing_helps_and_where_it_hurts(record):
+    few = [each for n in (32, 128) for each in
+           sum(verdicts(record, "joint", "single", n).values(), [])]  # fmt: skip
+    assert (len(few), few.count(1), few.count(-1)) == (24, 11, 1)
+    assert all(np.mean(values) > 0 for n in (32, 128)
+               for values in gaps(record, "joint", "single", n).values())  # fmt: skip
+    films = gaps(record, "joint", "single", 512)["rt_snippets"]
+    assert min(films) > -4.5 and max(films) < -2.5 and -4 < np.mean(films) < -3
+    assert verdicts(record, "joint", "single", 512)["rt_snippets"] == [-1, -1, -1]
+    assert 1 not in sum(verdicts(record, "joint", "single", 512).values(), [])
+
+
+def test_what_the_gain_is_worth_in_labels(record):
+    single = {n: 100 * np.mean([figures.by_budget(record.lines, "single", name)[n]
+                                for name in DOMAINS]) for n in (32, 128, 512)}  # fmt: skip
+    assert over_domains(record, "joint", "single", 128).mean() == pytest.approx(4, abs=0.5)
+    assert all(6.5 <= single[more] - single[less] < 8 for less, more in ((32, 128), (128, 512)))
+
+
+def test_what_the_mean_over_domains_hides(record):
+    means = {name: np.mean(v) for name, v in gaps(record, "joint", "single", 128).items()}
+    assert min(means, key=means.get) == "tweets" and means["tweets"] == pytest.approx(1, abs=0.5)
+    assert max(means, key=means.get) == "nyt_snippets"
+    assert means["nyt_snippets"] == pytest.approx(6, abs=0.5)
+    low, high = mean_interval(over_domains(record, "joint", "single", 512))
+    assert low < 0 < high
+    assert mean_interval(gaps(record, "joint", "single", 512)["rt_snippets"])[1] < 0
+
+
+def test_one_head_for_all(record):
+    few = [sum(verdicts(record, way, "single", n).values(), []).count(1)
+           for way in ("joint", "pooled") for n in (32, 128)]  # fmt: skip
+    assert sum(few[2:]) >= sum(few[:2])
+    assert set(sum(verdicts(record, "pooled", "single", 512).values(), [])) == {0}
+    for values in gaps(record, "pooled", "single", 512).values():
+        low, high = mean_interval(values)
+        assert low < 0 < high
+    uneven = sum(verdicts(record, "pooled", "joint", 32).values(), [])
+    assert 1 in uneven and -1 in uneven
+    ahead = [name for name, values in gaps(record, "pooled", "joint", 512).items()
+             if mean_interval(values)[0] > 0]  # fmt: skip
+    assert ahead == ["rt_snippets", "nyt_snippets"]
+
+
+@pytest.mark.parametrize("setting", ["joint+domain", "joint+rating"])
+def test_a_second_question_is_not_told_apart(record, setting):
+    for n in (32, 128, 512):
+        for name, values in gaps(record, setting, "pooled", n).items():
+            low, high = mean_interval(values)
+            assert low < 0 < high, (n, name)
+
+
+def test_what_the_lesson_says_of_cosines(record):
+    for n in (128, 512):
+        _, cosines = figures.mean_cosines(record.lines, n)
+        means = {pair: np.mean(values) for pair, values in cosines.items()}
+        assert max(means, key=means.get) == "rt_snippets × nyt_snippets"
+        assert min(means, key=means.get) == "nyt_snippets × tweets"
+    gained = {name: np.mean(v) for name, v in gaps(record, "joint", "single", 128).items()}
+    assert set(sorted(gained, key=gained.get)[-2:]) == {"rt_snippets", "nyt_snippets"}
 
 
 def test_the_order_of_the_lesson():

@@ -57,6 +57,17 @@ def test_differences_pair_the_seeds_of_one_domain():
         figures.differences(lines, "joint", "single", "songs")
 
 
+def test_a_verdict_a_seed():
+    def run(setting, n, seed, predictions):
+        return {"setting": setting, "domain": "a", "n": n, "seed": seed, "predictions": predictions}
+
+    good, bad, half = "1" * 20, "0" * 20, "01" * 10
+    lines = [run("single", 8, 1, half), run("single", 8, 0, bad), run("joint", 8, 0, good),
+             run("joint", 8, 1, half), run("single", 32, 0, good), run("joint", 32, 0, bad),
+             run("joint", 8, 2, bad)]  # fmt: skip
+    assert figures.verdicts(lines, good, "joint", "single", "a") == {8: [1, 0], 32: [-1]}
+
+
 def test_the_minutes_of_a_run_for_all_domains_count_once():
     lines = [{"setting": setting, "domain": domain, "n": 8, "seed": seed, "cpu_s": 30.0 + 60 * seed}
              for setting in ("single", "joint") for domain in ("a", "b")

@@ -65,14 +65,31 @@ def differences(
     Raises:
         ValueError: no budget and seed has both.
     """
-    of = [[line for line in lines
-           if (line["setting"], line.get("domain")) == (name, domain) and key in line]
-          for name in (setting, rival)]  # fmt: skip
+    of = [_of_domain(lines, name, domain, key) for name in (setting, rival)]
     found = compare.differences_by_budget(*of, key)
     if not found:
         raise ValueError(f"expected results of {setting!r} and {rival!r} in {domain!r} at the same "
                          f"budget and seed, found {_settings(lines)}")
     return found
+
+
+def verdicts(
+    lines: Sequence[Mapping], test_labels: str, setting: str, rival: str, domain: str
+) -> dict[int, list[int]]:
+    """Paired tests of a setting and a rival in one domain, a seed each: {n: [verdict, …]}.
+
+    Args:
+        lines: with "predictions", a digit a test row.
+        test_labels: of the domain, as well.
+        setting: 1 says that it is better, -1 worse, 0 not resolved.
+        rival: another setting.
+        domain: where.
+    """
+    right = compare.answers_of(test_labels)
+    mine, others = (_of_domain(lines, name, domain, "predictions") for name in (setting, rival))
+    return {n: [compare.verdict(test) for test in compare.paired_tests(
+                *([line for line in each if line["n"] == n] for each in (mine, others)), right)]
+            for n in sorted({line["n"] for line in mine})}  # fmt: skip
 
 
 def minutes(lines: Sequence[Mapping], setting: str, n: int) -> float | None:
@@ -110,6 +127,11 @@ def mean_cosines(lines: Sequence[Mapping], n: int) -> tuple[list[int], dict[str,
         pair: np.mean([run["cosines"][pair][: len(steps)] for run in runs], axis=0).tolist()
         for pair in runs[0]["cosines"]
     }
+
+
+def _of_domain(lines: Sequence[Mapping], setting: str, domain: str, key: str) -> list[Mapping]:
+    return [line for line in lines
+            if (line["setting"], line.get("domain")) == (setting, domain) and key in line]
 
 
 def _settings(lines: Sequence[Mapping]) -> list[str]:

@@ -390,8 +390,8 @@ pd.DataFrame(closer, columns=["student", "taught", "KL from the teacher"]).round
 
 # %% [markdown]
 # The divergence is an average over all rows and all probabilities, so it sees more than the share
-# of equal answers. Still, so few seeds and steps show a direction and not its size, and a student
-# that is closer to a poor teacher need not be better.
+# of equal answers. Still, with so few seeds and steps not even its direction is sure, and a student
+# that is closer to a poor teacher need not be better. Section 8 has more of both.
 
 # %% [markdown]
 # ## 6. Hidden states and attention
