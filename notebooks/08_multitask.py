@@ -678,8 +678,8 @@ compared("joint+domain", "pooled")
 compared("joint+rating", "pooled")
 
 # %% [markdown]
-# Neither second question is told apart from the one head alone, in no domain and at no number of
-# labels. It costs twice the steps.
+# Neither second question makes a difference that three seeds resolve, in any domain or at any
+# number of labels, and each costs twice the steps.
 #
 # The rating is a regression. How well does its head answer, on the same test rows? $r$ is the
 # correlation with the mean human rating, the error is in points of its scale from -4 to 4; means
