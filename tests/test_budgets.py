@@ -415,7 +415,7 @@ def test_the_command_measures(calls, tmp_path, capsys):
                   "--seeds", "0", "--test-size", "20"])  # fmt: skip
     assert [line["strategy"] for line in read(tmp_path)] == [*CHEAP, *WAYS]
     assert capsys.readouterr().out.splitlines()[-1].startswith(
-        f"{len(CHEAP) + len(WAYS)} of {len(CHEAP) + len(WAYS)}: seed 0, 4 labelled, {WAYS[-1]}: 0."
+        f"{len(CHEAP) + len(WAYS)} of {len(CHEAP) + len(WAYS)}: {{'strategy': {WAYS[-1]!r}, 'n': 4,"
     )
 
 

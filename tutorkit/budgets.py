@@ -21,7 +21,7 @@ import numpy as np
 
 from tutorkit import baselines, sources, transfer
 from tutorkit.data import take_rows
-from tutorkit.studies.shelf import append, digits, numbers, open_folder, read
+from tutorkit.studies.shelf import complete, digits, numbers, open_folder
 
 BUDGETS = (32, 128, 512, 2048)
 CHEAP = tuple(name for name in baselines.BASELINES if name != "majority")
@@ -73,36 +73,33 @@ def measure(
                 "test_labels": digits(test["label"])}  # fmt: skip
     open_folder(folder, settings)
     memories = {"pairs": transfer.pairs_memory(), "domains": transfer.domains_memory()}
-    wanted = [(seed, n, name) for seed in seeds for n in budgets for name in (*CHEAP, *strategies)]
-    done = {(line["seed"], line["n"], line["strategy"]) for line in read(folder)}
-    untouched = {}
-    for number, (seed, n, name) in enumerate(wanted, start=1):
-        if (seed, n, name) in done:
-            continue
-        rows = transfer.draw(splits["train"], n, seed)
-        line = {"strategy": name, "n": n, "seed": seed}
+    untouched: dict[str, float] = {}
+
+    def score(key: dict) -> dict:
+        rows = transfer.draw(splits["train"], key["n"], key["seed"])
+        name, line = key["strategy"], {}
         if name in CHEAP:
-            found = baselines.run_baselines(rows, test, [name], seed)[name]
+            found = baselines.run_baselines(rows, test, [name], key["seed"])[name]
             predictions, line["train_s"] = found["predictions"], round(found["seconds"], 2)
         else:
             strategy = transfer.STRATEGIES[name]
-            used = transfer.use(strategy, model, rows, test, seed, max_length)
+            used = transfer.use(strategy, model, rows, test, key["seed"], max_length)
             predictions = used.probabilities.argmax(axis=1)
-            line |= {"n_trained": used.n_trained, "steps": used.steps,
-                     "train_s": round(used.train_s, 1),
-                     "learning_rate": strategy.learning_rate,
-                     "layer_decay": round(strategy.layer_decay, 4)}  # fmt: skip
+            line = {"n_trained": used.n_trained, "steps": used.steps,
+                    "train_s": round(used.train_s, 1),
+                    "learning_rate": strategy.learning_rate,
+                    "layer_decay": round(strategy.layer_decay, 4)}  # fmt: skip
             if strategy.trained_layers == 0:  # nothing moves: once is enough
-                untouched = untouched or _recall(used.loaded, memories)
+                untouched.update(untouched or _recall(used.loaded, memories))
                 line["remembers"] = untouched
             else:
                 line["remembers"] = _recall(used.loaded, memories)
-        line["accuracy"] = float(np.mean(predictions == np.asarray(test["label"])))
-        line["predictions"] = digits(predictions)
-        append(folder / "runs.jsonl", line)
-        print(f"{number} of {len(wanted)}: seed {seed}, {n} labelled, {name}: "
-              f"{line['accuracy']:.3f} in {line['train_s']:.0f} s", flush=True)  # fmt: skip
-    return read(folder)
+        return line | {"accuracy": float(np.mean(predictions == np.asarray(test["label"]))),
+                       "predictions": digits(predictions)}  # fmt: skip
+
+    plan = [{"strategy": name, "n": n, "seed": seed}
+            for seed in seeds for n in budgets for name in (*CHEAP, *strategies)]  # fmt: skip
+    return complete(folder / "runs.jsonl", plan, score, own_process=False)
 
 
 def choose_rates(
@@ -113,21 +110,19 @@ def choose_rates(
     splits = sources.load_splits(dataset)
     validation = take_rows(splits["validation"], validation_size, 0, "validation")
     rows = transfer.draw(splits["train"], CHOICE_BUDGET, CHOICE_SEED)
-    path = Path(folder) / "rates.jsonl"
-    lines = read(folder, path.name)
-    for name, change in [(name, change) for name, tried in TRIED.items() for change in tried]:
-        line = {"dataset": splits.name, "model": model, "strategy": name, **change}
-        if any(all(old.get(k) == v for k, v in line.items()) for old in lines):
-            continue
-        strategy = replace(transfer.STRATEGIES[name], **change)
+
+    def score(key: dict) -> dict:
+        change = {name: key[name] for name in key.keys() - {"dataset", "model", "strategy"}}
+        strategy = replace(transfer.STRATEGIES[key["strategy"]], **change)
         used = transfer.use(strategy, model, rows, validation, CHOICE_SEED, max_length)
         own = used.probabilities[np.arange(len(validation)), validation["label"]]
         right = used.probabilities.argmax(axis=1) == np.asarray(validation["label"])
-        line |= {"n": CHOICE_BUDGET, "n_validation": len(validation),
-                 "accuracy": float(right.mean()), "loss": round(float(-np.log(own).mean()), 4)}
-        append(path, line)
-        print(line, flush=True)
-    return read(folder, path.name)
+        return {"n": CHOICE_BUDGET, "n_validation": len(validation),
+                "accuracy": float(right.mean()), "loss": round(float(-np.log(own).mean()), 4)}
+
+    plan = [{"dataset": splits.name, "model": model, "strategy": name, **change}
+            for name, tried in TRIED.items() for change in tried]  # fmt: skip
+    return complete(Path(folder) / "rates.jsonl", plan, score, own_process=False)
 
 
 def _recall(loaded: Any, memories: dict[str, transfer.Memory]) -> dict[str, float]:
