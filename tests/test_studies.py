@@ -143,10 +143,13 @@ def test_adversarial_lines(tmp_path, seen, monkeypatch):
     monkeypatch.setattr(adversarial, "_vocabulary", lambda: (
         (tiny := load_model("tiny")).tokenizer, tiny.model.get_input_embeddings().weight))
     lines = adversarial.measure(tmp_path, "reviews", "tiny", 64, (0,), 1e-3, 30, 32, False)
-    assert [x["method"] for x in lines] == [*adversarial.CHEAP, *adversarial.OBJECTIVES]
+    assert [x["method"] for x in lines] == [*adversarial.CHEAP, *adversarial.METHODS]
     steps = {x["method"]: x["steps"] for x in lines[2:]}
     assert steps == {"plain": 4, "plain_longer": 8, "fgm": 4, "freelb": 4}
-    assert lines[-1]["settings"]["steps"] == 2 and lines[2]["settings"] == {}
+    radius = adversarial.RADII["freelb"]
+    assert lines[-1]["settings"] == {"epsilon": radius, "step_size": radius, "steps": 2}
+    assert lines[2]["settings"] == {} and lines[4]["settings"] == {
+        "epsilon": adversarial.RADII["fgm"]}  # fmt: skip
     for line in lines:
         assert {"typos 10%", "dropped words 10%", "negation probes", "contrast pairs",
                 "under attack"} <= set(line["measured"])  # fmt: skip
@@ -158,6 +161,17 @@ def test_adversarial_lines(tmp_path, seen, monkeypatch):
         clean = np.array(list(line["correct"]["clean"]), dtype=int)
         assert clean.mean() == line["accuracy"]
         assert clean[:20].mean() == line["measured"]["typos 10%"]["clean"]
+
+
+def test_radii_are_tried_on_validation_rows(tmp_path, seen, monkeypatch):
+    monkeypatch.setattr(adversarial, "TRIED", (0.1, 0.3))
+    lines = adversarial.choose_radii(tmp_path, "reviews", "tiny", 64, 1e-3, 20, 32,
+                                     own_process=False)  # fmt: skip
+    assert [(x["method"], x["settings"]["epsilon"]) for x in lines] == [
+        ("fgm", 0.1), ("freelb", 0.1), ("fgm", 0.3), ("freelb", 0.3)]  # fmt: skip
+    assert {(x["n"], x["n_validation"], x["steps"]) for x in lines} == {(64, 20, 4)}
+    assert len({x["loss"] for x in lines if x["method"] == "fgm"}) == 2
+    assert set(adversarial.RADII.values()) <= {0.05, 0.1, 0.2, 0.5}
 
 
 def test_a_text_that_was_asked_is_not_read_again():

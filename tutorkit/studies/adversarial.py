@@ -1,5 +1,7 @@
 """Adversarial training against plain training: clean reviews, and what differs from them.
 
+    python -m tutorkit.studies.adversarial runs/adversarial --radii
+                                                        before it: what the radii were chosen by
     python -m tutorkit.studies.adversarial runs/adversarial --n 4000 --test-size 10000
 
 All models learn from the same reviews. A step of FGM, and of FreeLB with K = 2, costs about two
@@ -21,16 +23,19 @@ from tutorkit import baselines, sources
 from tutorkit.adversarial import FGM, FreeLB
 from tutorkit.data import SentimentDataset, take_rows
 from tutorkit.models import LoadedModel, load_model
-from tutorkit.objectives import classification
+from tutorkit.objectives import Objective, classification
 from tutorkit.probes import Pair, contrast_pairs
 from tutorkit.robustness import Predict, both_right, predictor, robustness
 from tutorkit.studies.runs import train_run
 from tutorkit.studies.shelf import complete, digits, numbers, open_folder
 from tutorkit.substitution import synonym_table
+from tutorkit.training import evaluate
 
 CHEAP = ("tfidf_unigrams", "nb_trigrams")
-OBJECTIVES = {"plain": classification, "plain_longer": classification, "fgm": FGM(),
-              "freelb": FreeLB(step_size=0.5, steps=2)}  # fmt: skip
+METHODS = ("plain", "plain_longer", "fgm", "freelb")
+# Of those tried, the ones with the lowest loss on validation rows.
+RADII = {"fgm": 0.1, "freelb": 0.1}
+TRIED = (0.05, 0.1, 0.2, 0.5)
 NOISY_ROWS, ATTACKED_ROWS = 1000, 100  # of the test rows, for what reads them again and again
 
 
@@ -65,12 +70,37 @@ def measure(
                          "noisy_rows": NOISY_ROWS, "attacked_rows": ATTACKED_ROWS,
                          "test_labels": digits(test["label"])})  # fmt: skip
     plan: list[dict[str, Any]] = [{"method": name, "n": n, "seed": 0} for name in CHEAP]
-    plan += [{"method": method, "settings": _settings(method), "n": n, "seed": seed,
-              "learning_rate": learning_rate, "batch_size": 16,
-              "epochs": 2 if method == "plain_longer" else 1}
-             for seed in seeds for method in OBJECTIVES]  # fmt: skip
+    plan += [_key(method, RADII.get(method), n, seed, learning_rate)
+             for seed in seeds for method in METHODS]  # fmt: skip
     run = functools.partial(score, dataset, model, test_size, max_length)
     return complete(Path(folder) / "runs.jsonl", plan, run, own_process)
+
+
+def choose_radii(
+    folder: str | Path, dataset: str = "imdb", model: str = "minilm", n: int = 4000,
+    learning_rate: float = 1e-4, validation_size: int = 1000, max_length: int = 128,
+    methods: Sequence[str] = tuple(RADII), own_process: bool = True,
+) -> list[dict]:
+    """Try the radii of `TRIED` on validation rows, which no result uses, with seed 0.
+
+    Arguments as for `measure`; returns the lines of `rates.jsonl`.
+    """
+    plan = [_key(method, radius, n, 0, learning_rate) for radius in TRIED for method in methods]
+    run = functools.partial(try_out, dataset, model, validation_size, max_length)
+    return complete(Path(folder) / "rates.jsonl", plan, run, own_process)
+
+
+def try_out(dataset: str, model: str, validation_size: int, max_length: int, key: dict) -> dict:
+    """Make one run of `choose_radii`; arguments as for `score`."""
+    splits = sources.load_splits(dataset)
+    rows = take_rows(splits["train"], key["n"], 0, "train")
+    validation = take_rows(splits["validation"], validation_size, 0, "validation")
+    loaded = load_model(model, seed=key["seed"])
+    line = _train(loaded, rows, max_length, key)
+    found = evaluate(loaded.model, SentimentDataset(validation["text"], validation["label"],
+                                                    loaded.tokenizer, max_length))  # fmt: skip
+    return line | {"n_validation": len(validation), "accuracy": found.accuracy,
+                   "loss": round(found.loss, 4)}  # fmt: skip
 
 
 def score(dataset: str, model: str, test_size: int, max_length: int, key: dict) -> dict:
@@ -107,7 +137,7 @@ def score(dataset: str, model: str, test_size: int, max_length: int, key: dict) 
 
 def _train(loaded: LoadedModel, rows: Any, max_length: int, key: dict) -> dict:
     train = SentimentDataset(rows["text"], rows["label"], loaded.tokenizer, max_length)
-    return train_run(loaded.model, train, key, OBJECTIVES[key["method"]])
+    return train_run(loaded.model, train, key, _objective(key["method"], key["settings"]))
 
 
 def _measured(predict: Predict, rows: Any, correct: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -163,9 +193,17 @@ def _remembering(predict: Predict) -> Predict:
     return answer
 
 
-def _settings(method: str) -> dict:
-    objective = OBJECTIVES[method]
-    return dict(vars(objective)) if objective is not classification else {}
+def _key(method: str, radius: float | None, n: int, seed: int, learning_rate: float) -> dict:
+    settings = {"fgm": {"epsilon": radius},
+                "freelb": {"epsilon": radius, "step_size": radius, "steps": 2}}  # fmt: skip
+    return {"method": method, "settings": settings.get(method, {}), "n": n, "seed": seed,
+            "learning_rate": learning_rate, "batch_size": 16,
+            "epochs": 2 if method == "plain_longer" else 1}  # fmt: skip
+
+
+def _objective(method: str, settings: dict) -> Objective:
+    kinds = {"fgm": FGM, "freelb": FreeLB}
+    return kinds[method](**settings) if method in kinds else classification
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -180,7 +218,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4,
                         help="of all runs; `studies.peft` chose 1e-4 for all weights of minilm")
     parser.add_argument("--test-size", type=int, default=10_000, help="test rows at most")
+    parser.add_argument("--radii", action="store_true", help="choose the radii instead")
     given = parser.parse_args(argv)
+    if given.radii:
+        choose_radii(given.folder, given.dataset, given.model, given.n, given.learning_rate)
+        return
     measure(given.folder, given.dataset, given.model, given.n, given.seeds, given.learning_rate,
             given.test_size)
 
