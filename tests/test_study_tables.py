@@ -68,10 +68,12 @@ def test_adversarial_training():
 
     cheap = [{**line, "cpu_s": None} for line in lines("nb_trigrams", 0.7)]
     record = Record([*cheap, *lines("plain", 0.8, 0.9),
-                     *lines("freelb", 0.82, 0.92, settings={"steps": 3})], [], ABOUT)  # fmt: skip
+                     *lines("freelb", 0.82, 0.92, settings={"steps": 3, "epsilon": 0.1})],
+                    [], ABOUT)  # fmt: skip
     head, _, *rows = cells(tables.adversarial_text(record))
     assert head[3:5] == ["typos 10% (n = 20)", "pairs (n = 5)"]
-    assert [row[0] for row in rows] == ["nb_trigrams (baseline)", "plain", "FreeLB, 3 steps"]
+    assert [row[0] for row in rows] == ["nb_trigrams (baseline)", "plain",
+                                        "FreeLB, 3 steps, ε = 0.1"]  # fmt: skip
     assert rows[0][-1] == "—" and rows[1][2] == "—"
     assert rows[2][1:] == ["0.870 (0.820–0.920)", "+2.0 (+2.0 to +2.0)", "0.50 (0.50–0.50)",
                            "0.40 (0.40–0.40)", "8"]  # fmt: skip

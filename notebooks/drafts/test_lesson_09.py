@@ -15,7 +15,7 @@ from tutorkit import adversarial_figures as figures
 from tutorkit import noise
 from tutorkit.checks import CheckFailed, lesson_09
 from tutorkit.notebooks import NOTEBOOKS
-from tutorkit.studies import stored
+from tutorkit.studies import adversarial, stored
 
 SCRIPT = NOTEBOOKS / "09_adversarial.py"
 CELLS = jupytext.read(SCRIPT).cells
@@ -232,6 +232,17 @@ def test_the_record_s_accuracies_are_those_of_its_answers(record):
         for name, found in line["measured"].items():
             right = figures.answers(line, name)
             assert len(right) == found["n"] and right.mean() == pytest.approx(found["accuracy"])
+
+
+def test_the_radii_are_the_largest_that_cost_little(record):
+    for method, radius in adversarial.RADII.items():
+        loss = {x["settings"]["epsilon"]: x["loss"] for x in record.rates if x["method"] == method}
+        assert set(loss) == set(adversarial.TRIED)
+        assert radius == max(e for e in loss if loss[e] <= min(loss.values()) + adversarial.CLOSE)
+        used = {x["settings"]["epsilon"] for x in record.lines if x["method"] == method}
+        assert used == {radius}
+    last = [x for x in record.rates if x["settings"]["epsilon"] == 0.5]
+    assert all(abs(x["accuracy"] - 0.5) < 0.03 for x in last)  # the constant answer
 
 
 def test_the_order_of_the_lesson():

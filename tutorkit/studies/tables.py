@@ -21,7 +21,7 @@ METHODS = {
     "full": "everything", "lora": "LoRA, rank {r}", "adalora": "AdaLoRA, ranks {init_r} to "
     "{target_r} a layer", "adapter": "bottleneck adapters, width {bottleneck}", "bitfit": "BitFit",
     "head": "last layer alone", "plain": "plain", "plain_longer": "plain, twice the epochs",
-    "fgm": "FGM", "freelb": "FreeLB, {steps} steps",
+    "fgm": "FGM, ε = {epsilon:g}", "freelb": "FreeLB, {steps} steps, ε = {epsilon:g}",
 }  # fmt: skip
 HEAD_OF_SCORES = "Test accuracy, mean of the seeds (lowest to highest)"
 
