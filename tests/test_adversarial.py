@@ -284,7 +284,7 @@ def test_a_row_without_label_gives_its_divergence_alone():
 
 def test_the_repr_tells_all_settings():
     assert repr(FGM(0.3)) == "FGM(epsilon=0.3, weight=0.5)"
-    assert repr(FreeLB()) == "FreeLB(epsilon=0.5, step_size=0.25, steps=3, random_start=True)"
+    assert repr(FreeLB()) == "FreeLB(epsilon=0.1, step_size=0.05, steps=3, random_start=True)"
 
 
 @pytest.mark.parametrize("make, message", [
