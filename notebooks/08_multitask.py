@@ -664,7 +664,7 @@ compared("pooled", "joint")
 # The one head gains as much with few labels, and with 512 it costs no domain anything that three
 # seeds could show. Between the two the tables are uneven at 32 labels. At 512 the one head is ahead
 # in films and news. A head of its own helps where the tasks differ; here all are asked the same.
-#
+
 # %% [markdown]
 # ### A second question about the same sentences
 #

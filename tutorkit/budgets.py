@@ -90,7 +90,8 @@ def measure(
                     "learning_rate": strategy.learning_rate,
                     "layer_decay": round(strategy.layer_decay, 4)}  # fmt: skip
             if strategy.trained_layers == 0:  # nothing moves: once is enough
-                untouched.update(untouched or _recall(used.loaded, memories))
+                if not untouched:
+                    untouched.update(_recall(used.loaded, memories))
                 line["remembers"] = untouched
             else:
                 line["remembers"] = _recall(used.loaded, memories)

@@ -48,9 +48,9 @@ def by_budget(
         ValueError: no line of that setting and domain has the key.
     """
     found: dict[int, list[float]] = {}
-    for line in sorted(lines, key=lambda line: (line["n"], line["seed"])):
-        if (line["setting"], line.get("domain")) == (setting, domain) and key in line:
-            found.setdefault(line["n"], []).append(line[key])
+    own = _of_domain(lines, setting, domain, key)
+    for line in sorted(own, key=lambda line: (line["n"], line["seed"])):
+        found.setdefault(line["n"], []).append(line[key])
     if not found:
         raise ValueError(f"expected results of {setting!r} in {domain!r} with {key!r}, found "
                          f"{_settings(lines)}")

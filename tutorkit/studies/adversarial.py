@@ -81,13 +81,13 @@ def measure(
 def choose_radii(
     folder: str | Path, dataset: str = "imdb", model: str = "minilm", n: int = 4000,
     learning_rate: float = 1e-4, validation_size: int = 1000, max_length: int = 128,
-    methods: Sequence[str] = tuple(RADII), own_process: bool = True,
+    own_process: bool = True,
 ) -> list[dict]:
     """Try the radii of `TRIED` on validation rows, which no result uses, with seed 0.
 
     Arguments as for `measure`; returns the lines of `rates.jsonl`.
     """
-    plan = [_key(method, radius, n, 0, learning_rate) for radius in TRIED for method in methods]
+    plan = [_key(method, radius, n, 0, learning_rate) for radius in TRIED for method in RADII]
     run = functools.partial(try_out, dataset, model, validation_size, max_length)
     return complete(Path(folder) / "rates.jsonl", plan, run, own_process)
 

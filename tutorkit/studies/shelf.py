@@ -65,9 +65,9 @@ def complete(
     Returns:
         All lines of the file.
     """
-    old = read(path.parent, path.name)
     for number, key in enumerate(plan, start=1):
         key = dict(key)
+        old = read(path.parent, path.name)  # anew: another process may be at the same plan
         if any(all(line.get(k) == value for k, value in key.items()) for line in old):
             continue
         found = _in_own_process(run, key) if own_process else run(key)
